@@ -49,7 +49,7 @@ def execute(path):
     book = nbformat.read(path, as_version=4)
     flags = re.compile(r'^#\|\s*(slow|cuda|net|notest|eval:\s*false)\b', re.M)
     todo = [c for c in book.cells if c.cell_type == 'code' and not flags.search(c.source)]
-    kept = nbformat.from_dict({**book, 'cells': [c for c in book.cells if c.cell_type != 'code' or c in todo]})
+    kept = nbformat.NotebookNode({**book, 'cells': [c for c in book.cells if c.cell_type != 'code' or c in todo]})
     os.environ.setdefault('OMP_NUM_THREADS', '2')
     os.environ['IN_TEST'] = '1'  # the export cell does nothing
     try: NotebookClient(kept, timeout=900, kernel_name='python3', resources={'metadata': {'path': str(path.parent)}}).execute()

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['VISION', 'LANGUAGE', 'JOINT', 'CLASS_COLOURS', 'INK', 'GUESS', 'HIDDEN', 'LAB_STYLE', 'LabError', 'DataError',
            'ConfigError', 'WeightsError', 'samples', 'real_data', 'generator', 'atomic_path', 'write_json', 'read_json',
-           'Saved', 'read_config', 'read_tensors', 'count_parameters', 'pixels', 'enlarge', 'hatch', 'hide',
-           'show_grid', 'save_figure']
+           'Saved', 'read_config', 'read_tensors', 'count_parameters', 'lab_style', 'pixels', 'enlarge', 'hatch',
+           'hide', 'show_grid', 'save_figure']
 
 # %% ../nbs/00_core.ipynb #743f40cb
 import hashlib, json, os, shutil, tempfile
@@ -186,6 +186,15 @@ LAB_STYLE = {'figure.dpi': 110, 'savefig.dpi': 180, 'figure.constrained_layout.u
              'axes.spines.top': False, 'axes.spines.right': False, 'axes.edgecolor': '#666666', 'axes.labelcolor': INK,
              'image.cmap': 'cividis', 'image.interpolation': 'nearest', 'lines.linewidth': 1.6, 'legend.frameon': False}
 
+# %% ../nbs/00_core.ipynb #0ddb9d07
+@contextmanager
+def lab_style():
+    "The lab's look for everything drawn inside; other settings stay as they are, so that a notebook still shows the figure."
+    before = {name: plt.rcParams[name] for name in LAB_STYLE}
+    plt.rcParams.update(LAB_STYLE)
+    try: yield
+    finally: plt.rcParams.update(before)
+
 # %% ../nbs/00_core.ipynb #2dc6da07
 def pixels(
     image,        # (3, H, W) or (H, W, 3); float in [0, 1] or uint8; tensor, array or PIL image
@@ -229,7 +238,7 @@ def hide(
     cover = repeat(mask, 'h w -> (h ph) (w pw) 1', ph=height//rows, pw=width//columns)
     return np.where(cover, hatch(height, width), large)
 
-# %% ../nbs/00_core.ipynb #e64ff15e
+# %% ../nbs/00_core.ipynb #6b2230bf
 def show_grid(
     rows:list,          # rows of pictures; each row has the same length
     titles:list=(),     # a word under each column
@@ -238,7 +247,7 @@ def show_grid(
 ):                      # the figure
     "Rows of pictures, all of one size, hair-line gaps, a word under each column."
     count, width = len(rows), len(rows[0])
-    with plt.rc_context(LAB_STYLE):
+    with lab_style():
         figure, axes = plt.subplots(count, width, figsize=(cell*width, cell*count + 0.25*bool(len(titles))), squeeze=False)
         figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
         for ax, image in zip(axes.flat, (image for row in rows for image in row)):

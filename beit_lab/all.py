@@ -1,0 +1,25 @@
+"""Everything a notebook needs: `from beit_lab.all import *`. Written by hand.
+
+fastai's own star import comes first, so that its names mean what its users expect; ours are added and hide none of them.
+"""
+from fastai.vision.all import *
+
+from .core import *
+from .data.scenes import *
+from .data.language import *
+from .data.sources import *
+from .data.loaders import *
+from .masking import *
+from .trunk.blocks import *
+from .trunk.multiway import *
+from .trunk.sizes import *
+from .codebook.quantize import *
+from .codebook.autoencode import *
+from .codebook.health import *
+from .codebook.cache import *
+from .pretrain.objectives import *
+from .pretrain.learner import *
+from .heads.classify import *
+from .show.tokens import *
+from .show.report import *
+from .main_job import *
