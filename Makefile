@@ -28,8 +28,8 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@$(PY) .ci/house.py check
-	nbdev-test --n-workers 2 --do-print
-	$(PY) -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 MPLBACKEND=Agg nbdev-test --n-workers 2 --do-print
+	OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest $(ARGS)
 
 lab: $(STAMP)
 	jupyter lab nbs/index.ipynb

@@ -5,8 +5,11 @@ fastai's own star import comes first, so that its names mean what its users expe
 from fastai.vision.all import *
 
 from .core import *
+from .training import *
+from .data.drawing import *
 from .data.scenes import *
 from .data.language import *
+from .data.pictures import *
 from .data.sources import *
 from .data.loaders import *
 from .masking import *
@@ -19,7 +22,9 @@ from .codebook.health import *
 from .codebook.cache import *
 from .pretrain.objectives import *
 from .pretrain.learner import *
+from .heads.probes import *
 from .heads.classify import *
+from .heads.finetune import *
 from .show.tokens import *
 from .show.report import *
 from .main_job import *

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['VISION', 'LANGUAGE', 'JOINT', 'CLASS_COLOURS', 'INK', 'GUESS', 'HIDDEN', 'LAB_STYLE', 'LabError', 'DataError',
-           'ConfigError', 'WeightsError', 'samples', 'real_data', 'generator', 'atomic_path', 'write_json', 'read_json',
-           'Saved', 'read_config', 'read_tensors', 'count_parameters', 'lab_style', 'pixels', 'enlarge', 'hatch',
-           'hide', 'show_grid', 'save_figure']
+           'ConfigError', 'WeightsError', 'samples', 'real_data', 'generator', 'lab_device', 'atomic_path',
+           'write_json', 'read_json', 'Saved', 'read_config', 'read_tensors', 'count_parameters', 'lab_style', 'pixels',
+           'as_floats', 'enlarge', 'hatch', 'hide', 'show_grid', 'save_figure']
 
 # %% ../nbs/00_core.ipynb #743f40cb
 import hashlib, json, os, shutil, tempfile
@@ -66,6 +66,11 @@ def generator(
     "A random stream that is a function of `key` alone."
     digest = hashlib.sha256('/'.join(map(str, key)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], 'little') >> 1)
+
+# %% ../nbs/00_core.ipynb #49b2da87
+def lab_device()->torch.device:
+    "Where models are put: the CUDA device if there is one, else the CPU."
+    return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 
 # %% ../nbs/00_core.ipynb #634adbe6
 @contextmanager
@@ -195,7 +200,7 @@ def lab_style():
     try: yield
     finally: plt.rcParams.update(before)
 
-# %% ../nbs/00_core.ipynb #2dc6da07
+# %% ../nbs/00_core.ipynb #8a57e759
 def pixels(
     image,        # (3, H, W) or (H, W, 3); float in [0, 1] or uint8; tensor, array or PIL image
 )->np.ndarray:    # (H, W, 3) uint8
@@ -205,6 +210,12 @@ def pixels(
     if array.ndim == 2: array = array[..., None]
     if array.shape[-1] == 1: array = repeat(array, 'h w 1 -> h w c', c=3)
     return array if array.dtype == np.uint8 else (array.clip(0, 1)*255).round().astype(np.uint8)
+
+def as_floats(
+    images:torch.Tensor, # uint8, or float already
+)->torch.Tensor:         # float, 0 to 1
+    "Bytes as shares of white: what models read."
+    return images.float()/255 if images.dtype == torch.uint8 else images
 
 def enlarge(
     image,         # any picture `pixels` understands

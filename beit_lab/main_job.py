@@ -4,20 +4,22 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'TOTAL_MINUTES', 'SHARES', 'PIECE', 'RUN_FILES', 'SMALL_SET', 'Recipe', 'recipe_for', 'planned_steps',
-           'Job']
+           'piece_of', 'Job']
 
-# %% ../nbs/09_main_job.ipynb #7fd01d4c
-import shutil, time
+# %% ../nbs/09_main_job.ipynb #242944db
+import math, shutil, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from einops import rearrange
+import torch.nn.functional as F
+from einops import rearrange, reduce
 from fastcore.basics import patch
 
 from .codebook.autoencode import VQVAE, VQVAEConfig, reconstruction_report, tokenizer_learner, train_tokenizer
 from .codebook.cache import cache_tokens
-from .core import ConfigError, generator, read_json, save_figure, show_grid, write_json
+from .core import ConfigError, generator, lab_device, read_json, save_figure, show_grid, write_json
+from .data.loaders import TwoViews
 from .data.sources import split_source
 from .heads.classify import fixed_splits, grouped_splits, probe_arms
 from .heads.probes import code_features, pixel_features, trunk_features
@@ -29,27 +31,28 @@ from .training import Progress, TrainConfig, seconds_per_step, steps_in, train
 from .trunk.multiway import Trunk
 from .trunk.sizes import trunk_config
 
-# %% ../nbs/09_main_job.ipynb #7f7b31ab
+# %% ../nbs/09_main_job.ipynb #93c6a218
 @dataclass(frozen=True)
 class Recipe:
     "How the main job treats a data set; all of it our choice for minutes on a laptop."
     image_size:int = 32          # pixels; larger pictures are resized
     patch_size:int = 4           # pixels; 32/4 and 64/8 both make a grid of 8x8
     codebook_size:int = 512      # words of the visual language
-    tokenizer_steps:int = 1500   # of 64 pictures
+    tokenizer_steps:int = 1000   # of 64 pictures
     trunk:str = 'pico'           # named size
     mode:str = 'visible'         # the trunk sees visible patches only
     mask_kind:str = 'random'     # which patches are hidden
     mask_ratio:float = 0.75      # how many
-    pretrain_steps:int = 1500    # of `batch_size` pictures
+    pretrain_steps:int = 1100    # of `batch_size` pictures
     batch_size:int = 128         # pictures a step
     lr:float = 2e-3              # peak
+    crops:float = 0.             # smallest part of a picture that a random crop shows; 0: whole pictures and their mirror images, tokens cached
     pictures:int = 50_000        # at most so many are learnt from
     held_out:int = 2_000         # at most so many are judged on
     labelled:int = 20_000        # at most so many labelled pictures train the probe
     tested:int = 5_000           # at most so many test it
 
-RECIPES = dict(emoji=Recipe(), scenes=Recipe(image_size=64, patch_size=8), small=Recipe(), large=Recipe(image_size=64, patch_size=8))
+RECIPES = dict(emoji=Recipe(crops=0.5), scenes=Recipe(image_size=64, patch_size=8), small=Recipe(), large=Recipe(image_size=64, patch_size=8))
 
 def recipe_for(
     data:str,   # what was asked for
@@ -58,10 +61,10 @@ def recipe_for(
     "Known sets have their own recipe; of others, small pictures keep their size and larger ones are learnt at 64 pixels."
     return RECIPES.get(data.partition(':')[0], RECIPES['small' if side <= 40 else 'large'])
 
-# %% ../nbs/09_main_job.ipynb #70ebad9e
+# %% ../nbs/09_main_job.ipynb #98bdc280
 TOTAL_MINUTES = 8.                                             # what the main job may take if nobody says otherwise
-SHARES = dict(tokenizer=0.2, pretrain=0.65)                    # of the minutes; the rest is for reading, probing and drawing
-PIECE = 50                                                     # steps between two checkpoints
+SHARES = dict(tokenizer=0.2, pretrain=0.7)                     # of the minutes; the rest is for reading, probing and drawing
+PIECE = 10                                                     # steps are planned in tens
 
 def planned_steps(
     recipe_steps:int,    # what the recipe would do
@@ -71,7 +74,13 @@ def planned_steps(
 )->int:                  # a whole number of pieces
     "How many steps a stage will do."
     if minutes is not None: return steps_in(minutes, seconds, PIECE)
-    return min(-(-recipe_steps//PIECE)*PIECE, steps_in(limit, seconds, PIECE) if limit else recipe_steps)
+    return min(recipe_steps, steps_in(limit, seconds, PIECE)) if limit and limit != math.inf else recipe_steps
+
+def piece_of(
+    steps:int,  # of a stage, a multiple of ten
+)->int:         # at most 50
+    "Steps between two checkpoints: few enough that little is lost, and that a short run has a curve."
+    return next((p for p in (50, 40, 30, 20) if steps % p == 0 and steps//p >= 8), PIECE)
 
 # %% ../nbs/09_main_job.ipynb #f145bebf
 class Job:
@@ -136,7 +145,7 @@ def record(self:Job,
     self.started = now
     write_json(self.out/'metrics.json', {**known, **section, 'seconds': seconds})
 
-# %% ../nbs/09_main_job.ipynb #f6c8dd29
+# %% ../nbs/09_main_job.ipynb #11d28e6e
 @patch
 def open(self:Job):
     "Open the pictures and settle the recipe, once."
@@ -157,6 +166,14 @@ def _at_most(source, count:int, seed:int):
     return source if len(source) <= count else source.subset(torch.randperm(len(source), generator=generator(seed, 'part'))[:count].sort().values)
 
 @patch
+def object_patches(self:Job)->torch.Tensor:
+    "For scenes: which patches of the held-out pictures an object touches, (V, h, w); None for other data."
+    if self.data.partition(':')[0] != 'scenes': return None
+    p, masks = self.recipe.patch_size, torch.stack([torch.as_tensor(self.test_source[i]['mask']) for i in range(len(self.held_out))])
+    masks = F.interpolate((masks[:, None] > 0).float(), self.recipe.image_size)                        # (V, 1, S, S)
+    return reduce(masks, 'v 1 (h p) (w q) -> v h w', 'max', p=p, q=p) > 0
+
+@patch
 def trunk_start(self:Job)->MaskedImageModel:
     "The model at its actual starting weights: the same for the same seed, whatever was drawn before."
     recipe = self.recipe
@@ -164,16 +181,16 @@ def trunk_start(self:Job)->MaskedImageModel:
                        codebook_size=self.tokens_of().codebook_size, mode=recipe.mode, mask_kind=recipe.mask_kind, mask_ratio=recipe.mask_ratio)
     with torch.random.fork_rng():
         torch.manual_seed(self.seed)
-        return MaskedImageModel(config)
+        return MaskedImageModel(config).to(lab_device())
 
 @patch
 def tokens_of(self:Job)->VQVAE:
     "The tokenizer of this run, or the one it was told to use."
     folder = Path(self.tokenizer_folder or self.out/'tokenizer')
     if not folder.exists(): raise ConfigError(f'there is no tokenizer in {folder}: run `beit-lab tokenizer --data {self.data} --out {self.out}` first, or name one with --tokenizer')
-    return VQVAE.from_pretrained(folder)
+    return VQVAE.from_pretrained(folder).to(lab_device())
 
-# %% ../nbs/09_main_job.ipynb #cf75c3b9
+# %% ../nbs/09_main_job.ipynb #334a218b
 @patch
 def tokenizer(self:Job,
     minutes:float=None, # for this stage; None: the recipe decides
@@ -184,18 +201,20 @@ def tokenizer(self:Job,
     self.open()
     recipe = self.recipe
     config = VQVAEConfig(patch_size=recipe.patch_size, codebook_size=recipe.codebook_size)
-    steps = self._steps('tokenizer', recipe.tokenizer_steps, lambda: 0.04, minutes, limit)
-    model = train_tokenizer(self.pictures, config, steps, self.seed, Progress('tokenizer'))
+    steps = self._steps('tokenizer', recipe.tokenizer_steps, lambda: seconds_per_step(tokenizer_learner(self.pictures, config, PIECE, self.seed)), minutes, limit)
+    model = train_tokenizer(self.pictures, config, steps, self.seed, Progress('tokenizer'), checkpoint=self.out/'tokenizer_state')
     model.save_pretrained(self.out/'tokenizer')
     self._draw_tokenizer(model)
-    self._finish('tokenizer', dict(tokenizer=reconstruction_report(model, self.held_out)), steps=steps)
+    found, objects = reconstruction_report(model, self.held_out), self.object_patches()
+    if objects is not None: found['objects'] = reconstruction_report(model, self.held_out, objects)
+    self._finish('tokenizer', dict(tokenizer=found), steps=steps)
 
 @patch
 def _steps(self:Job, stage:str, recipe_steps:int, seconds, minutes:float=None, limit:float=None)->int:
     "The steps of a stage: as noted by an earlier session, else planned now and noted."
     noted = self.state['stages'].get(stage, {})
     if 'steps' in noted: return noted['steps']
-    steps = planned_steps(recipe_steps, seconds() if minutes or limit else 0., minutes, limit)
+    steps = planned_steps(recipe_steps, seconds() if minutes or limit not in (None, math.inf) else 0., minutes, limit)
     self._save(stages={**self.state['stages'], stage: dict(steps=steps)})
     return steps
 
@@ -211,7 +230,7 @@ def _spread(count:int, wanted:int)->torch.Tensor:
     "Row numbers spread evenly over `count` rows."
     return torch.linspace(0, count - 1, min(wanted, count)).long()
 
-# %% ../nbs/09_main_job.ipynb #f766b887
+# %% ../nbs/09_main_job.ipynb #b975226e
 @patch
 def pretrain(self:Job,
     minutes:float=None, # for this stage; None: the recipe decides
@@ -222,10 +241,13 @@ def pretrain(self:Job,
     self.open()
     recipe, tokenizer = self.recipe, self.tokens_of()
     cache = cache_tokens(tokenizer, self.pictures, self.out/'tokens', progress=Progress('tokens'))
-    make = lambda steps: mim_learner(self.trunk_start(), self.pictures, self.held_out, tokenizer, cache, progress=Progress('pretrain'),
-                                     config=TrainConfig(steps, recipe.batch_size, recipe.lr, warmup_steps=max(10, steps//20), piece=PIECE, seed=self.seed))
+    views = TwoViews(recipe.image_size, scale=(recipe.crops, 1)) if recipe.crops else None
+    make = lambda steps: mim_learner(self.trunk_start(), self.pictures, self.held_out, tokenizer, cache, views, progress=Progress('pretrain'),
+                                     config=TrainConfig(steps, recipe.batch_size, recipe.lr, warmup_steps=max(10, steps//20), piece=piece_of(steps), seed=self.seed))
     steps = self._steps('pretrain', recipe.pretrain_steps, lambda: seconds_per_step(make(PIECE)), minutes, limit)
-    learn = train(make(steps), self.out/'pretrain_state', dict(data=self.train_source.fingerprint))
+    learn = make(steps)
+    if learn.dls.device.type == 'cuda' and torch.cuda.is_bf16_supported(): learn.to_bf16()
+    train(learn, self.out/'pretrain_state', dict(data=self.train_source.fingerprint))
     learn.model.save_pretrained(self.out/'model')
     learn.model.trunk.save_pretrained(self.out/'trunk')
     self._finish('pretrain', dict(pretrain=self._judge(learn, cache)), steps=steps)
@@ -236,7 +258,8 @@ def _judge(self:Job, learn, cache)->dict:
     judged, log = learn.dls.valid.dataset, learn.run_log.rows
     guesses = Guesses(rearrange(cache.tokens, 'n view h w -> (n view) h w'), learn.tokenizer.codebook_size)
     guessing = score_guesses(guesses, judged.tokens, judged.masks)
-    found = evaluate(learn.model, judged)
+    found, objects = evaluate(learn.model, judged), self.object_patches()
+    if objects is not None: found['objects'] = {**evaluate(learn.model, judged, objects), **score_guesses(guesses, judged.tokens, judged.masks, objects)}
     write_log(self.out/'curve.csv', log)
     save_figure(plot_curve(log, guessing), self.out/'curve.png')
     rows = _spread(len(judged.images), 6)
@@ -244,7 +267,7 @@ def _judge(self:Job, learn, cache)->dict:
     return dict(steps=log[-1]['step'], images_seen=log[-1]['images'], **found, **guessing, mode=self.recipe.mode,
                 mask_kind=self.recipe.mask_kind, mask_ratio=self.recipe.mask_ratio, held_out=len(judged.images))
 
-# %% ../nbs/09_main_job.ipynb #e1e2b923
+# %% ../nbs/09_main_job.ipynb #54ab9e7c
 SMALL_SET = 5_000 # labelled rows below which one split says too little (our choice)
 
 @patch
@@ -260,7 +283,8 @@ def probe(self:Job):
     images, labels = images[rows], labels[rows]
     arms = dict(trained=trunk_features(trained, images), untrained=trunk_features(start, images), pixels=pixel_features(images),
                 bag_of_codes=code_features(tokenize(tokenizer, images), tokenizer.codebook_size))
-    result = probe_arms(arms, labels, splits, metric, groups, progress=Progress('probe'))
+    choosing = dict(held_out=1/3, enough=1000) if len(splits) > 1 else {}      # a small set chooses by all of its training rows, in turn
+    result = probe_arms(arms, labels, splits, metric, groups, progress=Progress('probe'), **choosing)
     print(result)
     save_figure(result.plot(), self.out/'probe.png')
     self._finish('probe', self._probe_section(result))
@@ -269,7 +293,7 @@ def probe(self:Job):
 def _trunk(self:Job)->Trunk:
     "The trunk that pretraining left."
     if not (self.out/'trunk').exists(): raise ConfigError(f'there is no trunk in {self.out}: run `beit-lab pretrain --data {self.data} --out {self.out}` first')
-    return Trunk.from_pretrained(self.out/'trunk')
+    return Trunk.from_pretrained(self.out/'trunk').to(lab_device())
 
 @patch
 def _labels(self:Job):
@@ -300,16 +324,17 @@ def _probe_section(self:Job, result)->dict:
     classes = self.train_source.label_names
     return dict(probe=figures['probe'], knn=figures['knn'], probe_about={**about, 'classes': len(classes) if classes else None, 'label': self.train_source.label_column})
 
-# %% ../nbs/09_main_job.ipynb #2671907f
+# %% ../nbs/09_main_job.ipynb #d1574ebf
 @patch
 def demo(self:Job,
-    minutes:float=None, # for everything; default: the recipe, within eight
+    minutes:float=None, # for everything; default: the steps of the recipe
+    limit:float=TOTAL_MINUTES, # minutes that the recipe's steps may take; `math.inf`: as long as they need
 )->Path:                # the report
     "The main job: tokenizer, pretraining, probe, report."
     if minutes is not None and minutes <= 0: raise ConfigError(f'--minutes {minutes:g} leaves no time: give a positive number')
     if self.state.get('minutes', minutes) != minutes: raise ConfigError(f"{self.out} holds a run planned for {self.state['minutes']} minutes: choose another --out, or start it anew with --force")
     finished = self.done('report')
-    given = lambda stage: dict(minutes=minutes*SHARES[stage]) if minutes else dict(limit=TOTAL_MINUTES*SHARES[stage])
+    given = lambda stage: dict(minutes=minutes*SHARES[stage]) if minutes else dict(limit=limit*SHARES[stage])
     self.tokenizer(**given('tokenizer'))
     self.pretrain(**given('pretrain'))
     self.probe()

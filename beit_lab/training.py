@@ -245,21 +245,23 @@ def _differing(a:dict, b:dict, prefix:str=''):
             if found := _differing(x, y, f'{prefix}{key}.'): return found
         elif x != y: return prefix + key
 
-# %% ../nbs/00_training.ipynb #012f1df5
+# %% ../nbs/00_training.ipynb #4380659e
 def seconds_per_step(
     learn:Learner,  # a Learner of the same kind as the one to be run; it is used up
     steps:int=8,    # timed, after two that warm up
-)->float:           # the median
+)->float:           # of the fastest: others may be busy on this machine now, and not later
     "How long a training step takes here."
     model, data = learn.model.train(), learn.dls.train.dataset
     optimiser, times = adamw(decay_groups(model), learn.plan), []
     for t in range(steps + 2):
         start = time.perf_counter()
         *inputs, targets = data[t]
-        learn.loss_func(model(*inputs), targets).backward()
+        loss = learn.loss_func(model(*inputs), targets)
+        loss.backward()
         optimiser.step(); optimiser.zero_grad()
+        loss.item() # wait for the device
         times.append(time.perf_counter() - start)
-    return sorted(times[2:])[steps//2]
+    return min(times[2:])
 
 def steps_in(
     minutes:float,  # that may be spent

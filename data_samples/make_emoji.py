@@ -18,7 +18,6 @@ FEATURES = Features(dict(image=ImageFeature(), name=Value('string'), short_names
                          category=ClassLabel(names=CATEGORIES), subcategory=Value('string'), concept=Value('int64')))
 SPLITS = dict(test=0.1, validation=0.1) # share of the rows of each category; the rest trains
 LARGE = 8                               # a concept with more rows than this stays in training
-WRONG = {'flag-sark'}                   # the package shows the flag of Saudi Arabia under this name
 
 # Words that only tell variants of one idea apart. A concept is a name without them.
 PEOPLE = 'man woman men women person people boy girl baby child older old deaf’s men’s women’s man’s woman’s and'
@@ -117,7 +116,7 @@ def read_rows(package:Path, names:dict)->list:
     "One dict an emoji, in Unicode's order."
     rows = []
     records = json.loads((package/'emoji.json').read_text(encoding='utf-8'))
-    for record in sorted((r for r in records if r['short_name'] not in WRONG), key=lambda r: r['sort_order']):
+    for record in sorted(records, key=lambda r: r['sort_order']):
         name, picture = readable(record, names), on_white(package/'img/google/64'/record['image'])
         # The five skin-tone swatches form a category 'Component' of their own; they are shown with the people they colour.
         category = 'People & Body' if record['category'] == 'Component' else record['category']

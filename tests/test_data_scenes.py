@@ -14,7 +14,7 @@ from PIL import Image
 from beit_lab.core import ConfigError, samples
 from beit_lab.data.drawing import COLOURS, GROUNDS, SHAPES, TEXTURES, TONES
 from beit_lab.data.language import ANSWERS, captions, exact_caption, questions, scene_table, statement
-from beit_lab.data.scenes import COMBINATIONS, HELD_OUT, largest_shape, scene, scene_images, SIZES
+from beit_lab.data.scenes import COMBINATIONS, HELD_OUT, largest_shape, scene, scene_images, THING_SIZES
 
 WORLD = [scene(i, 32) for i in range(3000)]
 
@@ -39,7 +39,7 @@ def test_truth_agrees_with_itself(index, size, seed, combinations):
         assert box.tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
         assert set(drawn.semantic_mask[rows, columns]) == {1 + SHAPES.index(thing.shape)}
         assert area > 0.3*2.2*(thing.radius*size)**2, 'less than 30 % visible'
-        assert thing.colour in COLOURS and thing.texture in TEXTURES and thing.size in SIZES
+        assert thing.colour in COLOURS and thing.texture in TEXTURES and thing.size in THING_SIZES
     assert ((drawn.instance_mask == 0) == (drawn.semantic_mask == 0)).all()
     assert drawn.background.kind in GROUNDS and drawn.background.tone in TONES
 
@@ -164,7 +164,7 @@ def test_statements_are_what_they_say():
 def test_attribute_questions_point_at_one_thing():
     for drawn in WORLD[:1000]:
         for q in questions(drawn, kinds=('colour', 'shape', 'texture')):
-            said = [w for w in q.question.rstrip('?').split() if w in {*COLOURS, *SHAPES, *TEXTURES, *SIZES}]
+            said = [w for w in q.question.rstrip('?').split() if w in {*COLOURS, *SHAPES, *TEXTURES, *THING_SIZES}]
             meant = [t for t in drawn.objects if all(w in (t.colour, t.shape, t.texture, t.size) for w in said)]
             assert [getattr(t, q.kind) for t in meant] == [q.answer], q
 

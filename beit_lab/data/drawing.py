@@ -28,14 +28,14 @@ TONES    = dict(sandy=((0.95, 0.89, 0.76), (0.86, 0.74, 0.56), (0.74, 0.61, 0.44
                 navy =((0.30, 0.36, 0.50), (0.17, 0.22, 0.36), (0.09, 0.12, 0.22)),
                 mossy=((0.47, 0.52, 0.40), (0.31, 0.37, 0.28), (0.19, 0.24, 0.18)))
 
-# %% ../../nbs/01_data/00_drawing.ipynb #79740c3e
+# %% ../../nbs/01_data/00_drawing.ipynb #27d115bc
 @dataclass(frozen=True)
 class Thing:
     "One object of a scene, in units of the side of the picture; x points right, y down."
     shape:str    # one of `SHAPES`
     colour:str   # one of `COLOURS`
     texture:str  # one of `TEXTURES`
-    size:str     # one of `SIZES`
+    size:str     # one of `THING_SIZES`
     x:float      # the centre
     y:float
     radius:float # every shape covers 2.2*radius**2, so that no shape is larger than another

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['NUMBERS', 'RELATIONS', 'ANSWERS', 'exact_caption', 'captions', 'Question', 'questions', 'statement', 'scene_table']
 
-# %% ../../nbs/01_data/02_language.ipynb #848a5b02
+# %% ../../nbs/01_data/02_language.ipynb #92418b2b
 from dataclasses import dataclass
 from itertools import combinations as choose, permutations
 
 from ..core import ConfigError
 from .drawing import COLOURS, SHAPES, TEXTURES, Thing
-from .scenes import Chance, HELD_OUT, largest_shape, Scene, scene, SIZES
+from .scenes import Chance, HELD_OUT, largest_shape, Scene, scene, THING_SIZES
 
 # %% ../../nbs/01_data/02_language.ipynb #b4f20cb7
 NUMBERS = ('no', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine', 'ten')
@@ -108,8 +108,8 @@ def _attribute(unknown:str, wording:str):
         return wording.format(pointed[1]), getattr(pointed[0], unknown)
     return make
 
-# %% ../../nbs/01_data/02_language.ipynb #2ee8cbd8
-_VALUES = dict(shape=SHAPES, colour=tuple(COLOURS), texture=TEXTURES, size=tuple(SIZES))
+# %% ../../nbs/01_data/02_language.ipynb #f16c6e7f
+_VALUES = dict(shape=SHAPES, colour=tuple(COLOURS), texture=TEXTURES, size=tuple(THING_SIZES))
 
 def _counts(scenes:list, attribute:str)->dict:
     "How often each value of an attribute occurs in the scenes."
@@ -150,7 +150,7 @@ def _existence(scene:Scene, chance:Chance)->tuple|None:
     if not absent or not _allowed(pair): return None
     return f'Is there {_article(" ".join(pair))}{"" if form[1] == "shape" else " thing"}?', answer
 
-# %% ../../nbs/01_data/02_language.ipynb #d00fa73c
+# %% ../../nbs/01_data/02_language.ipynb #30611b27
 def _ordered(pair:tuple, answer:str, chance:Chance, words:tuple)->tuple:
     "(first, word, second): `pair` is (more, less); `words` are those for 'more' and 'less'; the claim is true if the answer is yes."
     more, less = pair if answer == 'yes' else pair[::-1]
@@ -158,7 +158,7 @@ def _ordered(pair:tuple, answer:str, chance:Chance, words:tuple)->tuple:
 
 def _larger(scene:Scene, chance:Chance)->tuple|None:
     "Two things of different size."
-    pairs = [(a, b) for a, b in permutations(scene.objects, 2) if SIZES[a.size] > SIZES[b.size]]
+    pairs = [(a, b) for a, b in permutations(scene.objects, 2) if THING_SIZES[a.size] > THING_SIZES[b.size]]
     if not pairs: return None
     answer = chance.choice(('yes', 'no'))
     first, word, second = _ordered(chance.choice(pairs), answer, chance, ('larger', 'smaller'))

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['epoch_order', 'step_indices', 'random_boxes', 'cubic', 'lanczos', 'resize_weights', 'render', 'jitter_colours',
-           'TwoViews', 'as_floats', 'PictureTensors', 'TensorBatches', 'image_loaders']
+           'TwoViews', 'PictureTensors', 'TensorBatches', 'image_loaders']
 
-# %% ../../nbs/01_data/05_loaders.ipynb #4ab6df1a
+# %% ../../nbs/01_data/05_loaders.ipynb #c3ce3da0
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,7 +18,7 @@ from fastai.data.transforms import Category
 import fastai.vision.data # teaches show_batch to lay out pictures
 from fastai.torch_core import TensorCategory, TensorImage, default_device, explode_types, to_device
 
-from ..core import ConfigError, DataError, generator
+from ..core import ConfigError, DataError, as_floats, generator
 from .pictures import PictureSource
 from .sources import held_out_rows, open_source
 
@@ -134,7 +134,7 @@ def _grey(images:torch.Tensor)->torch.Tensor:
     red, green, blue = images.split(1, dim=1)
     return 0.299*red + 0.587*green + 0.114*blue
 
-# %% ../../nbs/01_data/05_loaders.ipynb #440d222d
+# %% ../../nbs/01_data/05_loaders.ipynb #75f8ce57
 @dataclass(frozen=True)
 class TwoViews:
     "BEiT's augmentation for whole batches: one colour change, one mirror and one box a picture, rendered for trunk and tokenizer."
@@ -168,12 +168,6 @@ class TwoViews:
         view = render(images, boxes, self.size, mirrored)
         if self.token_size in (None, self.size) and self.token_filter is cubic: return view, view
         return view, render(images, boxes, self.token_size or self.size, mirrored, self.token_filter)
-
-def as_floats(
-    images:torch.Tensor, # uint8, or float already
-)->torch.Tensor:         # float, 0 to 1
-    "Bytes as shares of white."
-    return images.float()/255 if images.dtype == torch.uint8 else images
 
 # %% ../../nbs/01_data/05_loaders.ipynb #c499a8a5
 class PictureTensors:

@@ -231,9 +231,9 @@ def _judge(name:str, bad:list, count:int, on_error:str, max_skipped:float):
         raise DataError(f'{len(bad):,} of {count:,} pictures in {name} cannot be read ({examples}): '
                         f'repair them, or raise max_skipped above {len(bad)/count:.2f}')
 
-# %% ../../nbs/01_data/03_pictures.ipynb #4f848556
+# %% ../../nbs/01_data/03_pictures.ipynb #d4358764
 @patch
-def report(self:PictureSource)->str: # such as "emoji: 1,910 pictures with captions and labels (9 classes)"
+def report(self:PictureSource)->str: # such as "emoji: 1,911 pictures with captions and labels (9 classes)"
     "One sentence about the source, and about what was left out of it."
     words = dict(caption='captions', label='labels', boxes='boxes', mask='masks', question='questions', answer='answers')
     if self.label_names: words['label'] = f'labels ({len(self.label_names)} classes)'

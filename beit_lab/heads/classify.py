@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['grouped_splits', 'fixed_splits', 'thin', 'mean_and_error', 'ProbeResult', 'probe_arms']
 
-# %% ../../nbs/06_heads/03_classify.ipynb #89daec80
+# %% ../../nbs/06_heads/03_classify.ipynb #f42df5a9
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import torch
 from fastcore.basics import patch
 
-from ..core import GUESS, INK, LAB_STYLE, ConfigError, DataError, generator
+from ..core import GUESS, INK, lab_style, ConfigError, DataError, generator
 from .probes import (PENALTIES, code_features, knn_predict, linear_predict, pixel_features, read_out, row_shares,
                                    trunk_features)  # features too, so that whoever compares arms finds them beside `probe_arms`
 
@@ -43,18 +43,22 @@ def _group_classes(labels, groups):
     tally = torch.zeros(int(unit.max()) + 1, int(labels.max()) + 1).index_put_((unit, labels), torch.ones(len(labels)), accumulate=True)
     return unit, tally.argmax(1)
 
-# %% ../../nbs/06_heads/03_classify.ipynb #ca056cd1
+# %% ../../nbs/06_heads/03_classify.ipynb #3aa43138
 def _check_labels(labels)->tuple:
     "Labels as a tensor and the rows that have one, or a sentence why they cannot be probed."
-    if labels is None: raise DataError('these pictures have no labels, so nothing can be probed: name a label column, or sort them into one folder per class')
+    if labels is None:
+        raise DataError('these pictures have no labels, so nothing can be probed: name a label column, or use a folder per class')
     labels = torch.as_tensor(labels).cpu()
-    if labels.ndim != 1 or labels.is_floating_point() or not len(labels): raise DataError(f'labels must be one whole number a picture, not {labels.dtype} of shape {tuple(labels.shape)}')
-    if (low := int(labels.min())) < -1: raise DataError(f'label {low} is no class: count classes from 0, and write -1 for a row without one')
+    if labels.ndim != 1 or labels.is_floating_point() or not len(labels):
+        raise DataError(f'labels must be one whole number a picture, not {labels.dtype} of shape {tuple(labels.shape)}')
+    if (low := int(labels.min())) < -1:
+        raise DataError(f'label {low} is no class: count classes from 0, and write -1 for a row without one')
     rows = (labels >= 0).nonzero().flatten()
-    if len(classes := labels[rows].unique()) < 2: raise DataError(f'the {len(rows)} labelled rows are of {len(classes)} class: a probe needs at least two classes')
+    if len(classes := labels[rows].unique()) < 2:
+        raise DataError(f'the {len(rows)} labelled rows are of {len(classes)} class: a probe needs at least two classes')
     return labels.long(), rows
 
-# %% ../../nbs/06_heads/03_classify.ipynb #093c7f1c
+# %% ../../nbs/06_heads/03_classify.ipynb #afc1f579
 def grouped_splits(
     labels:torch.Tensor,      # (N,) classes
     groups:torch.Tensor=None, # (N,) rows with equal numbers stay together
@@ -75,9 +79,10 @@ def _refuse_lonely(labels:torch.Tensor, groups:torch.Tensor):
     homes = torch.bincount(torch.stack([labels, unit], dim=1).unique(dim=0)[:, 0])
     if len(lonely := (homes == 1).nonzero().flatten()):
         what = 'row' if groups is None else 'group'
-        raise DataError(f'class {int(lonely[0])} has one {what} only, so it cannot be both learnt and tested: leave it out, or join it with another class')
+        raise DataError(f'class {int(lonely[0])} has one {what} only, so it cannot be both learnt and tested: leave it out (write -1), '
+                        'or join it with another class')
 
-# %% ../../nbs/06_heads/03_classify.ipynb #20451349
+# %% ../../nbs/06_heads/03_classify.ipynb #24f90a68
 def fixed_splits(
     labels:torch.Tensor,     # (N,) classes of all rows
     train:torch.Tensor,      # rows that may be trained on
@@ -90,7 +95,8 @@ def fixed_splits(
     "A given split, thinned so that every class keeps its share."
     labels, labelled = _check_labels(labels)
     train, test = (torch.as_tensor(rows)[torch.isin(torch.as_tensor(rows), labelled)] for rows in (train, test))
-    if not len(train) or not len(test): raise DataError(f'{len(train)} training and {len(test)} test rows have a label: a probe needs some of both')
+    if not len(train) or not len(test):
+        raise DataError(f'{len(train)} training and {len(test)} test rows have a label: a probe needs some of both')
     test = thin(labels, test, test_rows, seed)
     return [(thin(labels, train, train_rows, seed + i), test) for i in range(count)]
 
@@ -106,7 +112,7 @@ def thin(
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
     return by_class[(torch.arange(count)*len(rows))//count].sort().values       # evenly spaced, so shares are kept
 
-# %% ../../nbs/06_heads/03_classify.ipynb #519bbc19
+# %% ../../nbs/06_heads/03_classify.ipynb #3418e305
 def _choose(predict, settings, options, labels, folds, metric, **rough):
     "The (option, setting) that does best on held-out rows; the first of equals."
     truth = torch.cat([labels[held] for _, held in folds])
@@ -125,11 +131,11 @@ def _probe_once(kind, options, labels, split, folds, metric):
     answer = predict(x[train], labels[train], x[test], int(labels.max()) + 1, chosen[1:], metric)[0]
     return answer == labels[test], chosen
 
-def _inner_folds(labels, groups, train, share, seed):
-    "Training rows held out for choosing: one fold of `share`, or so many that a hundred rows are judged."
+def _inner_folds(labels, groups, train, share, enough, seed):
+    "Training rows held out for choosing: so many folds of `share` that `enough` rows are judged."
     folds = _folds(labels[train], None if groups is None else groups[train], share, seed)
-    enough = next((i for i in range(1, len(folds)) if sum(len(held) for _, held in folds[:i]) >= 100), len(folds))
-    return [(train[fit], train[held]) for fit, held in folds[:enough]]
+    enough = next((i for i in range(1, len(folds)) if sum(len(held) for _, held in folds[:i]) >= enough), len(folds))
+    return [(thin(labels, train[fit], 10_000, seed), train[held]) for fit, held in folds[:enough]]    # enough to choose by
 
 _KINDS = dict(probe=(linear_predict, PENALTIES, dict(tolerance=1e-3)), knn=(knn_predict, (20,), {}))   # a rough fit is enough for choosing
 
@@ -154,7 +160,7 @@ def _sampling_variance(values:torch.Tensor, labels:torch.Tensor, metric:str)->fl
     parts, count = [values[strata == c] for c in strata.unique()], len(strata.unique())
     return float(sum(part.var(correction=0)/max(1, len(part) - 1) for part in parts)/count**2)
 
-# %% ../../nbs/06_heads/03_classify.ipynb #5e2aa40f
+# %% ../../nbs/06_heads/03_classify.ipynb #cc48b6d8
 @dataclass(frozen=True, repr=False)
 class ProbeResult:
     "What probes found, arm by arm; shows itself as a table."
@@ -177,13 +183,14 @@ class ProbeResult:
 
     def as_metrics(self)->dict:
         "All figures as plain numbers, fractions of one, ready for JSON."
-        scores = {kind: {arm: self.score(kind, arm) for arm in arms} for kind, arms in self.hits.items()}
-        gains = {kind: {arm: self.gain(kind, arm) for arm in arms if arm != self.reference and self.reference in arms} for kind, arms in self.hits.items()}
-        parts = dict(metric=self.metric, guess=self.guess, splits=len(self.splits), train_rows=len(self.splits[0][0]), test_rows=len(self.splits[0][1]))
-        for kind in self.hits:
+        train, test = self.splits[0]
+        parts = dict(metric=self.metric, guess=self.guess, splits=len(self.splits), train_rows=len(train), test_rows=len(test))
+        for kind, arms in self.hits.items():
+            scores = {arm: self.score(kind, arm) for arm in arms}
+            gains = {arm: self.gain(kind, arm) for arm in arms if arm != self.reference}
             for i, suffix in enumerate(('', '_error')):
-                parts[kind + suffix] = {arm: pair[i] for arm, pair in scores[kind].items()}
-                parts[kind + '_gain' + suffix] = {arm: pair[i] for arm, pair in gains[kind].items()}
+                parts[kind + suffix] = {arm: pair[i] for arm, pair in scores.items()}
+                parts[kind + '_gain' + suffix] = {arm: pair[i] for arm, pair in gains.items()}
             parts[kind + '_chosen'] = {arm: _usual(chosen) for arm, chosen in self.chosen[kind].items()}
         return parts
 
@@ -193,7 +200,7 @@ def _usual(chosen:list)->str:
     where = f'layer {option[0]}, {option[1]}; ' if isinstance(option, tuple) else ''
     return where + (f'penalty {setting:g}' if isinstance(setting, float) else f'k = {setting}')
 
-# %% ../../nbs/06_heads/03_classify.ipynb #9a987def
+# %% ../../nbs/06_heads/03_classify.ipynb #3a48791b
 def probe_arms(
     arms:dict,                  # {arm: {(layer, pool): (N, F) features} or (N, F) features}; 'trained' first, if there is one
     labels:torch.Tensor,        # (N,) classes
@@ -202,30 +209,35 @@ def probe_arms(
     groups:torch.Tensor=None,   # (N,) kept together when rows are held out for choosing
     without_knn:tuple=('bag_of_codes',), # arms for which directions say nothing
     held_out:float=0.1,         # of the training rows, for choosing
+    enough:int=100,             # rows to choose by, at least: several folds where one is smaller
     seed:int=0,                 # of the rows held out
     progress=None,              # called as `progress(step, steps)`
 )->ProbeResult:
     "Linear probe and nearest neighbours for every arm, by one protocol."
     labels, _ = _check_labels(labels)
     arms = {arm: _check_options(arm, options, len(labels)) for arm, options in arms.items()}
+    if any((labels[rows] < 0).any() for split in splits for rows in split):
+        raise DataError('a split has rows without a class: leave them out of it')
     groups = None if groups is None else torch.as_tensor(groups)
-    inner = [_inner_folds(labels, groups, train, held_out, seed + i) for i, (train, _) in enumerate(splits)]
+    inner = [_inner_folds(labels, groups, train, held_out, enough, seed + i) for i, (train, _) in enumerate(splits)]
     jobs = [(kind, arm) for kind in _KINDS for arm in arms if not (kind == 'knn' and arm in without_knn)]
     hits, chosen = ({kind: {} for kind in _KINDS} for _ in range(2))
     for step, (kind, arm) in enumerate(jobs, 1):
         runs = [_probe_once(kind, arms[arm], labels, split, folds, metric) for split, folds in zip(splits, inner)]
         hits[kind][arm], chosen[kind][arm] = map(list, zip(*runs))
         if progress: progress(step, len(jobs))
-    reference = 'trained' if 'trained' in arms else next(iter(arms))
+    reference = 'trained' if 'trained' in arms else next((arm for arm in arms if arm not in without_knn), next(iter(arms)))
     return ProbeResult(metric, splits, [labels[test] for _, test in splits], hits, chosen, _guess(labels, splits, metric), reference)
 
-# %% ../../nbs/06_heads/03_classify.ipynb #078e00bb
+# %% ../../nbs/06_heads/03_classify.ipynb #e733af00
 def _check_options(arm:str, options, rows:int)->dict:
     "The features of an arm by option, or a sentence why they cannot be used."
     options = {'features': options} if isinstance(options, torch.Tensor) else options
     for option, x in options.items():
-        if x.ndim != 2 or len(x) != rows: raise ConfigError(f"'{arm}' {option}: features of shape {tuple(x.shape)} do not belong to {rows} labelled rows")
-        if not torch.isfinite(x).all(): raise DataError(f"the features of '{arm}' ({option}) contain NaN or infinity: look at the training log, and take an earlier checkpoint")
+        if x.ndim != 2 or len(x) != rows:
+            raise ConfigError(f"'{arm}' {option}: features of shape {tuple(x.shape)} do not belong to {rows} labelled rows")
+        if not torch.isfinite(x).all():
+            raise DataError(f"the features of '{arm}' ({option}) contain NaN or infinity: take an earlier checkpoint")
     return {option: x.float() for option, x in options.items()}
 
 def _guess(labels:torch.Tensor, splits:list, metric:str)->float:
@@ -233,31 +245,37 @@ def _guess(labels:torch.Tensor, splits:list, metric:str)->float:
     shares = [row_shares(labels[test], metric)@(labels[test] == labels[train].mode().values).float() for train, test in splits]
     return float(torch.stack(shares).mean())
 
-# %% ../../nbs/06_heads/03_classify.ipynb #69e8e5dd
-def _percent(mean:float, error:float)->tuple:
-    "A share and its error in percent, with the digits that the error supports."
-    digits = 1 if error < 0.0195 else 0
-    return f'{100*mean:.{digits}f}', f'{100*error:.{digits}f}'
+# %% ../../nbs/06_heads/03_classify.ipynb #f89d0b31
+def _percent(share:float, digits:int)->str:
+    "A share in percent; what rounds to nothing has no sign."
+    return f'{100*share + 0:.{digits}f}'.replace('-0.0', '0.0') if digits else str(round(100*share))
+
+def _digits(result:ProbeResult)->int:
+    "Digits after the point that the errors support, the same for the whole table."
+    errors = [result.score(kind, arm)[1] for kind, arms in result.hits.items() for arm in arms]
+    return int(min(errors) < 0.0195)
 
 def _rows(result:ProbeResult)->list:
-    "The cells of the table, header first."
-    names = dict(probe='linear probe', knn='neighbours')
-    rows = [['', *(cell for kind in result.hits for cell in (f'{names[kind]} %', '±', f'{result.reference} ahead by', '±', 'chosen'))]]
-    for arm in result.hits['probe']:
-        row = [arm.replace('_', ' ')]
-        for kind, arms in result.hits.items():
-            if arm not in arms: row += ['']*5
-            else: row += [*_percent(*result.score(kind, arm)), *(('', '') if arm == result.reference else _percent(*result.gain(kind, arm))), _usual(result.chosen[kind][arm])]
-        rows.append(row)
-    return rows
+    "The cells of the table, header first: five columns an instrument."
+    heads = [[f'{name} %', '±', f'{result.reference} ahead by', '±', 'chosen'] for name in ('linear probe', 'neighbours')]
+    rows = [[arm.replace('_', ' '), *_cells(result, 'probe', arm), *_cells(result, 'knn', arm)] for arm in result.hits['probe']]
+    return [['', *heads[0], *heads[1]], *rows]
+
+def _cells(result:ProbeResult, kind:str, arm:str)->list:
+    "What one instrument says about one arm."
+    if arm not in result.hits[kind]: return ['']*5
+    both = lambda pair: [_percent(share, _digits(result)) for share in pair]
+    ahead = ['', ''] if arm == result.reference else both(result.gain(kind, arm))
+    return [*both(result.score(kind, arm)), *ahead, _usual(result.chosen[kind][arm])]
 
 def _below(result:ProbeResult)->str:
     "What the table does not say."
     train, test = result.splits[0]
-    what = result.metric.replace('_', ' ')
-    return f'{what}; guessing {100*result.guess:.1f} %; {len(result.splits)} split(s) of {len(train)} training and {len(test)} test rows; ± one standard error'
+    count = '1 split' if len(result.splits) == 1 else f'{len(result.splits)} splits'
+    rows = f'{count} of {len(train)} training and {len(test)} test rows'
+    return f"{result.metric.replace('_', ' ')}; guessing {100*result.guess:.1f} %; {rows}; ± one standard error"
 
-# %% ../../nbs/06_heads/03_classify.ipynb #d875d238
+# %% ../../nbs/06_heads/03_classify.ipynb #e1659862
 @patch
 def table(self:ProbeResult,
     html:bool=False, # as HTML; else as aligned text
@@ -269,7 +287,8 @@ def table(self:ProbeResult,
         align = lambda i, cell, width: cell.ljust(width) if i == 0 or i % 5 == 0 else cell.rjust(width)
         lines = ['  '.join(align(i, *pair) for i, pair in enumerate(zip(row, widths))).rstrip() for row in rows]
         return '\n'.join([*lines, _below(self)])
-    cells = lambda row, tag: ''.join(f'<{tag} style="text-align:{"left" if i % 5 == 0 else "right"}">{cell}</{tag}>' for i, cell in enumerate(row))
+    side = lambda i: 'left' if i % 5 == 0 else 'right'
+    cells = lambda row, tag: ''.join(f'<{tag} style="text-align:{side(i)}">{cell}</{tag}>' for i, cell in enumerate(row))
     body = ''.join(f'<tr>{cells(row, "td")}</tr>' for row in rows[1:])
     return f'<table><thead><tr>{cells(rows[0], "th")}</tr></thead><tbody>{body}</tbody></table><p>{_below(self)}</p>'
 
@@ -279,30 +298,32 @@ def __repr__(self:ProbeResult)->str: return self.table()
 @patch
 def _repr_html_(self:ProbeResult)->str: return self.table(html=True)
 
-# %% ../../nbs/06_heads/03_classify.ipynb #0330543c
+# %% ../../nbs/06_heads/03_classify.ipynb #d3280c46
 @patch
 def plot(self:ProbeResult,
     width:float=7.2, # inches
 ):                   # a figure
     "Dots with 95 % intervals, an arm a row, beside what guessing gives."
     arms = list(self.hits['probe'])
-    with plt.rc_context(LAB_STYLE):
+    with lab_style():
         figure, axes = plt.subplots(1, 2, figsize=(width, 0.7 + 0.32*len(arms)), sharex=True, sharey=True)
         for ax, kind, title in zip(axes, ('probe', 'knn'), ('linear probe', 'nearest neighbours')):
             for height, arm in enumerate(reversed(arms)):
-                if arm in self.hits[kind]: _draw_arm(ax, height, arm.replace('_', ' '), *self.score(kind, arm), INK if arm == self.reference else GUESS)
-            ax.axvline(100*self.guess, color=GUESS, linewidth=0.9, linestyle='--')
+                if arm not in self.hits[kind]: continue
+                (mean, error), colour = self.score(kind, arm), INK if arm == self.reference else GUESS
+                _draw_arm(ax, height, f"{arm.replace('_', ' ')} {_percent(mean, _digits(self))}", mean, error, colour)
+            ax.plot([100*self.guess]*2, [-0.6, len(arms) - 0.6], color=GUESS, linewidth=0.9, linestyle='--')
             ax.text(100*self.guess, len(arms) - 0.45, 'guessing', color=GUESS, fontsize=7.5, ha='center')
             ax.set(title=title, xlabel=self.metric.replace('_', ' ') + ', %', yticks=[], ylim=(-0.6, len(arms) - 0.1))
             ax.spines['left'].set_visible(False)
-        axes[0].set_xlim(0, _right_edge(self))
+        axes[0].set(xlim=(0, (edge := _right_edge(self))), xticks=[tick for tick in range(0, 101, 20) if tick < edge])
     return figure
 
 def _draw_arm(ax, height:int, name:str, mean:float, error:float, colour:str):
     "One arm: interval, dot, and its name at the right end."
     ax.plot([100*(mean - 1.96*error), 100*(mean + 1.96*error)], [height, height], color=colour, linewidth=1.4, solid_capstyle='butt')
     ax.plot(100*mean, height, 'o', color=colour, markersize=5)
-    ax.annotate(f'{name} {_percent(mean, error)[0]}', (100*(mean + 1.96*error), height), xytext=(6, 0), textcoords='offset points', va='center', color=colour, fontsize=8.5)
+    ax.annotate(name, (100*(mean + 1.96*error), height), xytext=(6, 0), textcoords='offset points', va='center', color=colour, fontsize=8.5)
 
 def _right_edge(result:ProbeResult)->float:
     "Where the axis ends: room for the names beside the furthest interval."

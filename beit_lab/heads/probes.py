@@ -30,14 +30,14 @@ def read_out(
     maps = rearrange(states, 'b (h w) d -> b d h w', h=grid[0])
     return rearrange(F.adaptive_avg_pool2d(maps, 2), 'b d i j -> b (i j d)')
 
-# %% ../../nbs/06_heads/02_probes.ipynb #0d138d2b
+# %% ../../nbs/06_heads/02_probes.ipynb #c04a0755
 @torch.inference_mode()
 def trunk_features(
     trunk:nn.Module,              # a `Trunk`; it is left in evaluation mode
     images:torch.Tensor,          # (N, 3, S, S) uint8
     layers:tuple=None,            # after how many blocks; default: up to six, evenly spread, the last among them
     pools:tuple=('mean', '2x2'),  # read-outs
-    batch_size:int=256,           # pictures at a time
+    batch_size:int=64,            # pictures at a time; 64 suits the cache of a CPU
 )->dict:                          # {(layer, pool): (N, F) float32}
     "Features of every layer and read-out, on the CPU."
     trunk, layers = trunk.eval(), layers or _spread_layers(trunk.config.depth)
@@ -57,7 +57,7 @@ def _spread_layers(
     count = min(count, depth)
     return tuple(round(depth*(i + 1)/count) for i in range(count))
 
-# %% ../../nbs/06_heads/02_probes.ipynb #acfde705
+# %% ../../nbs/06_heads/02_probes.ipynb #91819cbe
 def pixel_features(
     images:torch.Tensor, # (N, C, S, S) uint8
     size:int=32,         # larger pictures are averaged down to this many pixels a side
@@ -73,7 +73,8 @@ def code_features(
 )->torch.Tensor:         # (N, 4*K) float32
     "How often each code occurs in each quadrant."
     low, high = int(tokens.min()), int(tokens.max())
-    if low < 0 or high >= codebook_size: raise ConfigError(f'tokens from {low} to {high} do not fit a codebook of {codebook_size}: give the codebook_size they were made with')
+    if low < 0 or high >= codebook_size:
+        raise ConfigError(f'tokens from {low} to {high} do not fit a codebook of {codebook_size}: give the one they were made with')
     h, w = tokens.shape[1:]
     quadrant = 2*(2*torch.arange(h)//h)[:, None] + 2*torch.arange(w)//w             # (h, w), 0 to 3
     bins = rearrange(quadrant*codebook_size + tokens.cpu().long(), 'n h w -> n (h w)')
@@ -161,7 +162,7 @@ def _softmax_loss(theta, rows, labels, row_weights, penalty):
     gradient = rearrange(rows.T@rearrange(residual, 'n p c -> n (p c)'), 'f (p c) -> p f c', p=len(theta))
     return loss, gradient + penalty[..., None]*theta
 
-# %% ../../nbs/06_heads/02_probes.ipynb #63df7707
+# %% ../../nbs/06_heads/02_probes.ipynb #5097cbb3
 _WIDE = 4096 # features; beyond, the Cholesky factor costs more than the steps it saves
 
 def _change_of_variables(rows, row_weights, penalty):
@@ -170,7 +171,9 @@ def _change_of_variables(rows, row_weights, penalty):
     if rows.shape[1] > _WIDE:
         scale = rearrange((row_weights@rows.square()/2 + floor).rsqrt(), 'p f -> p f 1')
         return scale.mul, scale.mul
-    bend = rows.T@(rows*row_weights[:, None])/2 + torch.diag_embed(floor)      # (P, F+1, F+1)
+    step = max(1, len(rows)//(2*rows.shape[1]))                                # a change of variables may be rough: some rows will do
+    some, share = rows[::step], row_weights[::step]/row_weights[::step].sum()
+    bend = some.T@(some*share[:, None])/2 + torch.diag_embed(floor)            # (P, F+1, F+1)
     factor = torch.linalg.cholesky(bend)
     return (partial(torch.linalg.solve_triangular, factor.mT, upper=True), partial(torch.linalg.solve_triangular, factor, upper=False))
 

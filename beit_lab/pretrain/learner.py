@@ -6,7 +6,7 @@
 __all__ = ['MIMSteps', 'HeldOut', 'MIMLearner', 'mim_learner', 'check_fit', 'tokenize', 'predict_tokens', 'show_predictions',
            'evaluate', 'plot_curve', 'write_log']
 
-# %% ../../nbs/05_pretrain/02_learner.ipynb #d9c641de
+# %% ../../nbs/05_pretrain/02_learner.ipynb #354020ec
 import csv, math
 from pathlib import Path
 
@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from fastai.learner import Learner
 
-from ..core import GUESS, INK, LAB_STYLE, ConfigError, atomic_path, generator, hide, show_grid
+from ..core import GUESS, INK, ConfigError, atomic_path, generator, hide, lab_style, show_grid
 from ..data.loaders import step_indices
 from ..masking import draw_masks, hidden_positions
 from .objectives import (IGNORE, MIMConfig, MaskedImageModel, at_hidden, hidden_targets, masked_cross_entropy,
                                           token_accuracy)
 from ..training import TrainConfig, step_loaders, watched_learner
 
-# %% ../../nbs/05_pretrain/02_learner.ipynb #b74ea76d
+# %% ../../nbs/05_pretrain/02_learner.ipynb #a65155bc
 class MIMSteps:
     "A data set whose item `t` is the batch `(pixels, mask, targets)` of step `t`."
     def __init__(self,
@@ -62,7 +62,9 @@ class MIMSteps:
         return pixels, self.cache.pick(rows, mirrored).to(self.device)
 
 @torch.inference_mode()
-def _encode(tokenizer, images): return tokenizer.encode(images)
+def _encode(tokenizer, images):
+    "Tokens of a batch, wherever the tokenizer is."
+    return tokenizer.encode(images.to(tokenizer.codebook.device)).to(images.device)
 
 # %% ../../nbs/05_pretrain/02_learner.ipynb #9a64d3f3
 class HeldOut:
@@ -171,40 +173,49 @@ def show_predictions(
     rows = [[image, hide(image, m), p, b] for image, m, p, b in zip(images, mask, predicted, best)]
     return show_grid(rows, titles=['truth', 'hidden', 'predicted', 'true tokens, decoded'])
 
-# %% ../../nbs/05_pretrain/02_learner.ipynb #e0cb6aa5
+# %% ../../nbs/05_pretrain/02_learner.ipynb #5ae71473
 @torch.inference_mode()
 def evaluate(
-    model:MaskedImageModel, # left as it was
-    held_out:HeldOut,       # pictures, masks and tokens to be judged on
-)->dict:                    # loss in nats, token_accuracy as a fraction of one, and their standard errors over pictures
+    model:MaskedImageModel,  # left as it was
+    held_out:HeldOut,        # pictures, masks and tokens to be judged on
+    where:torch.Tensor=None, # (V, h, w) True where answers count, such as on objects; default: everywhere
+)->dict:                     # loss in nats, token_accuracy as a fraction of one, and their standard errors over pictures
     "Cross-entropy and token accuracy on held-out pictures, with standard errors."
-    training = model.training
-    losses, hits = [], []
-    for i in range(len(held_out)):
-        pixels, mask, targets = held_out[i]
-        logits, asked = model.eval()(pixels, mask), at_hidden(targets)          # (B, M, K), (B, M)
-        losses.append(F.cross_entropy(rearrange(logits.float(), 'b m k -> b k m'), asked, ignore_index=IGNORE, reduction='none').mean(1))
-        hits.append((logits.argmax(-1) == asked).float().mean(1))
+    training, size = model.training, held_out.batch_size
+    counts = torch.ones_like(held_out.masks) if where is None else where
+    parts = [_score_batch(model.eval(), *held_out[i], counts[i*size:][:size]) for i in range(len(held_out))]
     model.train(training)
-    losses, hits = torch.cat(losses), torch.cat(hits)                           # (V,) each
-    error = lambda x: (x.std()/len(x)**0.5).item() if len(x) > 1 else math.nan
-    return dict(loss=losses.mean().item(), loss_error=error(losses), token_accuracy=hits.mean().item(), token_accuracy_error=error(hits))
+    return {k: v for name, values in zip(('loss', 'token_accuracy'), map(torch.cat, zip(*parts))) for k, v in _mean_and_error(name, values).items()}
 
-# %% ../../nbs/05_pretrain/02_learner.ipynb #c36203a0
+def _score_batch(model, pixels, mask, targets, where)->tuple:
+    "Mean loss and accuracy of each picture over the answers that count, (B,) each; pictures without any are left out."
+    targets = targets.masked_fill(~rearrange(where, 'b h w -> b (h w)').to(targets.device), IGNORE)
+    logits, asked = model(pixels, mask), at_hidden(targets, mask)                # (B, M, K), (B, M)
+    losses = F.cross_entropy(rearrange(logits.float(), 'b m k -> b k m'), asked, ignore_index=IGNORE, reduction='none')
+    valid = asked != IGNORE
+    mean = lambda x: (x.sum(1)/valid.sum(1))[valid.any(1)].cpu()
+    return mean(losses), mean(((logits.argmax(-1) == asked) & valid).float())
+
+def _mean_and_error(name:str, values:torch.Tensor)->dict:
+    "A mean over pictures and its standard error."
+    return {name: values.mean().item(), f'{name}_error': (values.std()/len(values)**0.5).item() if len(values) > 1 else math.nan}
+
+# %% ../../nbs/05_pretrain/02_learner.ipynb #38a966c4
 def plot_curve(
     log:list,            # rows of a `RunLog`, or several runs of them
     guessing:dict=None,  # from `score_guesses`
 ):                       # a figure
     "Cross-entropy and token accuracy over the steps, beside what guessing gives."
     runs = log if isinstance(log[0], (list, tuple)) else [log]
-    with plt.rc_context(LAB_STYLE):
+    with lab_style():
         figure, axes = plt.subplots(1, 2, figsize=(7.2, 2.5))
         for ax, key, name in zip(axes, ('valid_loss', 'token_accuracy'), ('cross-entropy, nats', 'token accuracy')):
-            for rows in runs: ax.plot([r['step'] for r in rows], [r[key] for r in rows], color=INK, linewidth=1.6 if len(runs) == 1 else 1)
+            for rows in runs: ax.plot([r['step'] for r in rows], [r[key] for r in rows], color=INK, linewidth=1.6 if len(runs) == 1 else 1, marker='.' if len(rows) < 8 else '')
             ax.set(xlabel=f"step ({runs[0][-1]['minutes']:.0f} minutes)", ylabel=name)
+        highest = max(r['token_accuracy'] for rows in runs for r in rows)
+        axes[1].set_ylim(0, 1.1*max(highest, *(v for k, v in (guessing or {'': 0}).items() if k != 'unigram_loss')))
         for ax, names in zip(axes, (('unigram_loss',), ('guess_most_frequent', 'guess_position', 'guess_neighbour'))):
             _draw_guesses(ax, {n: guessing[n] for n in names} if guessing else {})
-        axes[1].set_ylim(0, None)
     return figure
 
 _GUESS_NAMES = dict(unigram_loss='unigram', guess_most_frequent='most frequent', guess_position='per position', guess_neighbour='neighbour')

@@ -48,15 +48,17 @@ def nearest_visible(
     hidden = rearrange(mask, 'b h w -> b 1 (h w)')
     return distance.masked_fill(hidden, torch.inf).argmin(-1)               # (B, N)
 
-# %% ../../nbs/05_pretrain/01_objectives.ipynb #aaacfa2f
+# %% ../../nbs/05_pretrain/01_objectives.ipynb #e4c7bf4b
 def score_guesses(
     guesses:Guesses,     # fitted on the training tokens
     tokens:torch.Tensor, # (B, h, w) true tokens of held-out pictures
     mask:torch.Tensor,   # (B, h, w) True where hidden
+    where:torch.Tensor=None, # (B, h, w) True where answers count, such as on objects; default: everywhere
 )->dict:                 # accuracies as fractions of one, `unigram_loss` in nats
     "What each way of guessing reaches on the hidden patches."
     if tokens.shape[1:] != guesses.grid: raise ConfigError(f'guesses know a grid of {tuple(guesses.grid)}, the tokens have {tuple(tokens.shape[1:])}')
-    truth, hidden = (rearrange(x, 'b h w -> b (h w)') for x in (tokens.long(), mask)) # (B, N)
+    counted = mask if where is None else mask & where
+    truth, hidden = (rearrange(x, 'b h w -> b (h w)') for x in (tokens.long(), counted)) # (B, N)
     place = guesses.counts.argmax(1).expand_as(truth)
     copied = truth.gather(1, nearest_visible(mask))
     accuracy = lambda guess: (guess == truth)[hidden].float().mean().item()
@@ -69,7 +71,7 @@ def _unigram_loss(guesses, truth, hidden):
     losses = [-guesses.probabilities(a)[places, truth].log()[hidden].mean().item() for a in (1, 10, 100, 1e3, 1e4, 1e6)]
     return min(losses)
 
-# %% ../../nbs/05_pretrain/01_objectives.ipynb #f10f8159
+# %% ../../nbs/05_pretrain/01_objectives.ipynb #6628fb0c
 IGNORE = -100 # the target where nothing is asked: PyTorch's own convention
 
 def hidden_targets(
@@ -80,10 +82,11 @@ def hidden_targets(
     return rearrange(tokens.long().masked_fill(~mask, IGNORE), 'b h w -> b (h w)')
 
 def at_hidden(
-    targets:torch.Tensor, # (B, N) with IGNORE where visible
-)->torch.Tensor:          # (B, M) the tokens asked for, in reading order; IGNORE where a row has fewer than M
+    targets:torch.Tensor,   # (B, N) with IGNORE where nothing is asked
+    mask:torch.Tensor=None, # (B, h, w) True where hidden; default: where something is asked
+)->torch.Tensor:            # (B, M) the tokens of the hidden positions, in reading order; IGNORE where a row has fewer than M
     "The targets of the hidden positions."
-    indices, valid = hidden_positions(targets != IGNORE)
+    indices, valid = hidden_positions(targets != IGNORE if mask is None else mask)
     return targets.gather(1, indices).masked_fill(~valid, IGNORE)
 
 # %% ../../nbs/05_pretrain/01_objectives.ipynb #10944a0e

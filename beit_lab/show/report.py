@@ -50,7 +50,7 @@ def _words(out:Path, job:dict, metrics:dict)->str:
             + _picture(out/'reconstruction.png', 'Held-out pictures, their tokens as tiles in the colour of each code, and the tokens decoded again.')
             + _picture(out/'codebook.png', 'All codes, most used first, and how often each is used.'))
 
-# %% ../../nbs/08_show/06_report.ipynb #3e015360
+# %% ../../nbs/08_show/06_report.ipynb #17a1fd9e
 def _question(out:Path, job:dict, metrics:dict)->str:
     p = metrics['pretrain']
     kind = dict(random='at random', block='in blocks', grid='in a grid')[p['mask_kind']]
@@ -70,9 +70,18 @@ def _guessing(out:Path, job:dict, metrics:dict)->str:
     better = p['token_accuracy'] - 2*(p['token_accuracy_error'] or 0) > max(p['guess_most_frequent'], p['guess_position'], p['guess_neighbour'])
     verdict = 'More than any way of guessing, by more than two standard errors.' if better else 'Not clearly more than guessing: it needs more pictures, more steps, or both.'
     return (f'<p>{verdict} A token is one of {metrics["tokenizer"]["codebook_size"]}, so small accuracies are normal; near misses, a slightly different white, count as wrong.</p>'
-            + _table(['held-out pictures', 'cross-entropy, nats', 'token accuracy'], rows) + _picture(out/'curve.png', 'The run, and what guessing gives.'))
+            + _table(['held-out pictures', 'cross-entropy, nats', 'token accuracy'], rows) + _objects(metrics) + _picture(out/'curve.png', 'The run, and what guessing gives.'))
 
-# %% ../../nbs/08_show/06_report.ipynb #5557e96d
+# %% ../../nbs/08_show/06_report.ipynb #3d934937
+def _objects(metrics:dict)->str:
+    "The same figures on the patches that an object touches, where the data knows its objects."
+    if 'objects' not in metrics['pretrain']: return ''
+    p, t = metrics['pretrain']['objects'], metrics['tokenizer']['objects']
+    return (f'<p>Backgrounds are easy. On the patches that an object touches, the cross-entropy is {p["loss"]:.2f} (frequencies at each place: {p["unigram_loss"]:.2f}) and '
+            f'{_percent(p["token_accuracy"], p["token_accuracy_error"])} of the tokens are named exactly; the tokenizer reaches {t["psnr_db"]:.1f} dB there, '
+            f'{t["psnr_db"] - t["patch_mean_psnr_db"]:+.1f} dB against painting each patch with its mean.</p>')
+
+# %% ../../nbs/08_show/06_report.ipynb #3fa8d7b3
 _ARMS = dict(trained='the trained trunk', untrained='the same trunk, untrained', pixels='raw pixels', bag_of_codes='a bag of the tokenizer’s codes')
 
 def _useful(out:Path, job:dict, metrics:dict)->str:
@@ -85,6 +94,7 @@ def _useful(out:Path, job:dict, metrics:dict)->str:
     what = f'{about["label"] or "label"}, {about["classes"]} classes' if about.get('classes') else 'label'
     return (f'<p>The trunk is frozen and a linear classifier reads the {html.escape(what)} from its states; nearest neighbours need no training at all. {verdict}</p>'
             + _table([about['metric'].replace('_', ' '), 'linear probe', 'nearest neighbours'], rows)
+            + ('<p class="soft">The splits are drawn anew over all pictures, so the trunk has seen most of the tested ones before, without their labels.</p>' if about['splits'] > 1 else '')
             + f'<p class="soft">Guessing gives {_percent(about["guess"])}. {about["splits"]} split{"s" if about["splits"] > 1 else ""} of {about["train_rows"]:,} training and '
               f'{about["test_rows"]:,} test pictures; ± one standard error. Layer, read-out and penalty were chosen on held-out training pictures.</p>'
             + _picture(out/'probe.png', 'Linear probe and nearest neighbours, 95 % intervals.'))

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['code_colours', 'token_picture', 'show_tokens', 'show_reconstruction', 'show_codebook']
 
-# %% ../../nbs/08_show/01_tokens.ipynb #24679198
+# %% ../../nbs/08_show/01_tokens.ipynb #e7d67e31
 import matplotlib.pyplot as plt
 import torch
 from einops import rearrange, reduce, repeat
 
-from ..core import INK, LAB_STYLE, ConfigError, pixels, show_grid
+from ..core import INK, ConfigError, lab_style, pixels, show_grid
 
 # %% ../../nbs/08_show/01_tokens.ipynb #dec5358d
 def code_colours(
@@ -29,7 +29,7 @@ def token_picture(
     if int(tokens.max()) >= len(colours): raise ConfigError(f'token {int(tokens.max())} has no colour: there are {len(colours)} codes')
     return repeat(colours[tokens.long().cpu()], 'h w c -> c (h p) (w q)', p=patch_size, q=patch_size)
 
-# %% ../../nbs/08_show/01_tokens.ipynb #569e5d6d
+# %% ../../nbs/08_show/01_tokens.ipynb #568e25c8
 def show_tokens(
     tokens:torch.Tensor,  # (h, w)
     colours:torch.Tensor, # (K, 3) from `code_colours`
@@ -37,7 +37,7 @@ def show_tokens(
 ):                        # a figure
     "A grid of tokens with their numbers."
     h, w = tokens.shape
-    with plt.rc_context(LAB_STYLE):
+    with lab_style():
         figure, ax = plt.subplots(figsize=(width, width*h/w))
         ax.imshow(pixels(token_picture(tokens, colours, 1)))
         for row in range(h):
@@ -64,7 +64,7 @@ def show_reconstruction(
     drawn = [token_picture(t, colours, tokenizer.patch_size) for t in tokens]
     return show_grid([list(images), drawn, list(tokenizer.decode(tokens))], names=['picture', 'tokens', 'decoded'], cell=1.1)
 
-# %% ../../nbs/08_show/01_tokens.ipynb #e8c50bbc
+# %% ../../nbs/08_show/01_tokens.ipynb #bb2a37f8
 @torch.inference_mode()
 def show_codebook(
     tokenizer,           # a `VisualTokenizer` that can decode
@@ -79,7 +79,7 @@ def show_codebook(
     wall = rearrange(torch.cat([tiles[order].cpu(), blank]), '(r k) c h w -> r k c h w', k=columns)
     framed = torch.nn.functional.pad(wall, (1, 1, 1, 1), value=1.)                     # a hair line between tiles
     wall = rearrange(framed, 'r k c h w -> c (r h) (k w)')
-    with plt.rc_context(LAB_STYLE):
+    with lab_style():
         figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 2.4), width_ratios=(2, 1.1))
         left.imshow(pixels(wall))
         left.set(xticks=[], yticks=[], xlabel='codes, most used first')
