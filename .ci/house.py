@@ -72,6 +72,7 @@ def readme(root=ROOT):
     book = nbformat.read(root/'nbs/index.ipynb', as_version=4)
     book.cells = [c for c in book.cells if not re.search(r'^#\|\s*(hide|default_exp)', c.source, re.M)]
     for cell in book.cells: _readme_cell(cell)
+    book.metadata['language_info'] = {'name': 'python'}
     exporter = MarkdownExporter()
     text, resources = exporter.from_notebook_node(book, {'unique_key': 'index', 'output_files_dir': 'nbs/images'})
     (root/'nbs/images').mkdir(exist_ok=True)

@@ -30,7 +30,7 @@ def tokenizer(
 ):
     "Learn a codebook: pictures become grids of discrete tokens."
     from .main_job import Job
-    Job(data, out, seed, force, codebook_size=codebook_size, image_size=image_size, patch_size=patch_size).tokenizer(minutes)
+    Job(data, out, seed, force and 'tokenizer', codebook_size=codebook_size, image_size=image_size, patch_size=patch_size).tokenizer(minutes)
 
 
 def pretrain(
@@ -48,7 +48,7 @@ def pretrain(
 ):
     "Masked image modelling: predict the tokens of hidden patches."
     from .main_job import Job
-    Job(data, out, seed, force, mode=mode, mask_kind=mask_kind, mask_ratio=mask_ratio, image_size=image_size,
+    Job(data, out, seed, force and 'pretrain', mode=mode, mask_kind=mask_kind, mask_ratio=mask_ratio, image_size=image_size,
         patch_size=patch_size, tokenizer_folder=tokenizer).pretrain(minutes)
 
 
@@ -60,7 +60,7 @@ def probe(
 ):
     "Is what was learnt useful? Linear probe and nearest neighbours, beside the untrained trunk, pixels and a bag of codes."
     from .main_job import Job
-    Job(data, out, seed, force).probe()
+    Job(data, out, seed, force and 'probe').probe()
 
 
 COMMANDS = dict(demo=demo, tokenizer=tokenizer, pretrain=pretrain, probe=probe)

@@ -82,14 +82,14 @@ def piece_of(
     "Steps between two checkpoints: few enough that little is lost, and that a short run has a curve."
     return next((p for p in (50, 40, 30, 20) if steps % p == 0 and steps//p >= 8), PIECE)
 
-# %% ../nbs/09_main_job.ipynb #f145bebf
+# %% ../nbs/09_main_job.ipynb #885707e8
 class Job:
     "One run of the main job: its folder, its settings, its data, its stages."
     def __init__(self,
         data:str='emoji',            # what `split_source` opens
         out:str|Path='runs/demo',    # the folder of the run
         seed:int=0,                  # of everything that is drawn
-        force:bool=False,            # start anew where a run exists
+        force:bool|str=False,        # start anew where a run exists; the name of a stage: from that stage on
         tokenizer_folder:str=None,   # a tokenizer trained elsewhere; default: the one of this run
         **choices,                   # fields of `Recipe` that differ from the default; None means default
     ):
@@ -97,22 +97,26 @@ class Job:
         self.choices = {k: v for k, v in choices.items() if v is not None}
         self.tokenizer_folder = tokenizer_folder
         if self.out.exists() and not self.out.is_dir(): raise ConfigError(f'{self.out} is a file: give --out a folder')
-        if force: self._forget()
+        if force: self._forget('tokenizer' if force is True else force)
         self.state = read_json(self.out/'job.json') if (self.out/'job.json').exists() else dict(stages={})
         self._check_settings()
 
     def done(self, stage:str)->bool: return self.state['stages'].get(stage, {}).get('done', False)
 
-# %% ../nbs/09_main_job.ipynb #850a9c4d
-RUN_FILES = ('job.json', 'metrics.json', 'report.html', 'curve.csv', 'tokenizer', 'trunk', 'model', 'tokens', 'tokenizer_state', 'pretrain_state',
-             'codebook.png', 'reconstruction.png', 'masks.png', 'predictions.png', 'curve.png', 'probe.png', 'pictures.png')
+# %% ../nbs/09_main_job.ipynb #4ab987ed
+RUN_FILES = dict(tokenizer=('job.json', 'metrics.json', 'tokenizer', 'tokenizer_state', 'codebook.png', 'reconstruction.png', 'pictures.png'),
+                 pretrain=('trunk', 'model', 'tokens', 'pretrain_state', 'curve.csv', 'curve.png', 'predictions.png'), probe=('probe.png',), report=('report.html',))
 
 @patch
-def _forget(self:Job):
-    "Remove what an earlier run left in the folder."
-    for path in (self.out/name for name in RUN_FILES):
+def _forget(self:Job, first:str='tokenizer'):
+    "Remove what an earlier run left in the folder, from a stage on."
+    stages = list(RUN_FILES)[list(RUN_FILES).index(first):]
+    for path in (self.out/name for stage in stages for name in RUN_FILES[stage]):
         if path.is_dir(): shutil.rmtree(path)
         elif path.exists(): path.unlink()
+    if (self.out/'job.json').exists():
+        state = read_json(self.out/'job.json')
+        write_json(self.out/'job.json', {**state, 'stages': {k: v for k, v in state['stages'].items() if k not in stages}})
 
 @patch
 def _check_settings(self:Job):

@@ -7,9 +7,9 @@ __all__ = ['BEIT_TRAINING', 'TrainConfig', 'warmup_cosine', 'step_loaders', 'InS
            'optimiser_tensors', 'load_optimiser', 'decay_groups', 'adamw', 'watched_learner', 'train', 'resume',
            'seconds_per_step', 'steps_in', 'Progress']
 
-# %% ../nbs/00_training.ipynb #b2a8a692
+# %% ../nbs/00_training.ipynb #4ad1afa7
 import math, sys, time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from functools import partial
 from pathlib import Path
 
@@ -95,7 +95,7 @@ def _diagnosis(learn):
     if bad: return f'the loss is not finite at {where} because {bad[0]} is not: continue from the last checkpoint with a learning rate below {lr:.1e}'
     return f'the loss is not finite at {where} at learning rate {lr:.1e}: lower it, lengthen the warm-up or clip harder'
 
-# %% ../nbs/00_training.ipynb #48df5360
+# %% ../nbs/00_training.ipynb #411e10c9
 class RunLog(Callback):
     "Keeps one row per piece: steps, pictures, minutes, losses, accuracy; reports progress at every step."
     order = 55
@@ -115,7 +115,8 @@ class RunLog(Callback):
                               train_loss=float(self.total/self.count), lr=self.opt.hypers[-1]['lr'], **valid))
     def _shown(self):
         if self.count % 10 and self.count > 1: return None
-        return dict(loss=float(self.total/self.count), **({'token_accuracy': self.rows[-1]['token_accuracy']} if self.rows else {}))
+        known = {k: v for k, v in (self.rows[-1] if self.rows else {}).items() if k == 'token_accuracy'}
+        return dict(loss=float(self.total/self.count), **known)
 
 # %% ../nbs/00_training.ipynb #13d724ca
 class Checkpoints(Callback):
@@ -167,7 +168,7 @@ def adamw(
     "PyTorch's fused AdamW as a fastai optimiser."
     return OptimWrapper(groups, torch.optim.AdamW, lr=lr, betas=config.betas, eps=config.eps, fused=True)
 
-# %% ../nbs/00_training.ipynb #d29b4767
+# %% ../nbs/00_training.ipynb #5282b9f8
 def watched_learner(
     dls:DataLoaders,        # from `step_loaders`
     model:nn.Module,        # what is to learn
@@ -193,7 +194,8 @@ def train(
     pieces = math.ceil(config.steps/piece)
     cbs, done = [ParamScheduler({'lr': lambda share: warmup_cosine(round(share*pieces*piece), config)})], 0
     if checkpoint is not None:
-        plan = _through_json(dict(training=asdict(config), **(facts or {})))
+        shape = getattr(learn.model, 'config', None)
+        plan = _through_json(dict(training=asdict(config), model=asdict(shape) if is_dataclass(shape) else None, **(facts or {})))
         done = resume(learn, checkpoint, plan)
         cbs.append(Checkpoints(checkpoint, plan))
     with learn.no_bar(), learn.no_logging():

@@ -65,7 +65,7 @@ def test_tokenizer_resumes_too(small, tmp_path):
 
 def test_checkpoint_of_another_plan_is_refused(small, tmp_path):
     train(learner(small), tmp_path/'state')
-    with pytest.raises(WeightsError, match='task.mode'): train(learner(small, 'full'), tmp_path/'state')
+    with pytest.raises(WeightsError, match='model.mode'): train(learner(small, 'full'), tmp_path/'state')
 
 
 def test_half_written_checkpoint_is_refused_with_a_sentence(small, tmp_path):

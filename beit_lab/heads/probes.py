@@ -162,7 +162,7 @@ def _softmax_loss(theta, rows, labels, row_weights, penalty):
     gradient = rearrange(rows.T@rearrange(residual, 'n p c -> n (p c)'), 'f (p c) -> p f c', p=len(theta))
     return loss, gradient + penalty[..., None]*theta
 
-# %% ../../nbs/06_heads/02_probes.ipynb #5097cbb3
+# %% ../../nbs/06_heads/02_probes.ipynb #e51c964a
 _WIDE = 4096 # features; beyond, the Cholesky factor costs more than the steps it saves
 
 def _change_of_variables(rows, row_weights, penalty):
@@ -171,7 +171,7 @@ def _change_of_variables(rows, row_weights, penalty):
     if rows.shape[1] > _WIDE:
         scale = rearrange((row_weights@rows.square()/2 + floor).rsqrt(), 'p f -> p f 1')
         return scale.mul, scale.mul
-    step = max(1, len(rows)//(2*rows.shape[1]))                                # a change of variables may be rough: some rows will do
+    step = max(1, len(rows)//(20*rows.shape[1]))                               # a change of variables may be rough: some rows will do
     some, share = rows[::step], row_weights[::step]/row_weights[::step].sum()
     bend = some.T@(some*share[:, None])/2 + torch.diag_embed(floor)            # (P, F+1, F+1)
     factor = torch.linalg.cholesky(bend)
