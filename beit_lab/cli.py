@@ -1,5 +1,5 @@
 """The `beit-lab` command: thin layers over library functions. Written by hand."""
-import sys
+import sys, warnings
 
 from fastcore.script import anno_parser
 
@@ -88,6 +88,7 @@ def main():
     name = sys.argv[1] if len(sys.argv) > 1 else '--help'
     if name in ('-h', '--help', 'help'): return print(HELP)
     if name not in COMMANDS: sys.exit(f"beit-lab: there is no command '{name}': choose one of {', '.join(COMMANDS)}")
+    warnings.simplefilter('ignore', FutureWarning) # what libraries tell their developers is no news to who runs a command
     try: run(name, sys.argv[2:])
     except LabError as e: sys.exit(f'beit-lab: {e}')
     except KeyboardInterrupt: sys.exit('\nbeit-lab: stopped; the same command continues from the last checkpoint')
