@@ -271,7 +271,7 @@ def _judge(self:Job, learn, cache)->dict:
     return dict(steps=log[-1]['step'], images_seen=log[-1]['images'], **found, **guessing, mode=self.recipe.mode,
                 mask_kind=self.recipe.mask_kind, mask_ratio=self.recipe.mask_ratio, held_out=len(judged.images))
 
-# %% ../nbs/09_main_job.ipynb #54ab9e7c
+# %% ../nbs/09_main_job.ipynb #5f2d3b9d
 SMALL_SET = 5_000 # labelled rows below which one split says too little (our choice)
 
 @patch
@@ -293,6 +293,7 @@ def probe(self:Job):
     save_figure(result.plot(), self.out/'probe.png')
     self._finish('probe', self._probe_section(result))
 
+# %% ../nbs/09_main_job.ipynb #41b23730
 @patch
 def _trunk(self:Job)->Trunk:
     "The trunk that pretraining left."
