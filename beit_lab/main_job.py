@@ -329,7 +329,7 @@ def _probe_section(self:Job, result)->dict:
     classes = self.train_source.label_names
     return dict(probe=figures['probe'], knn=figures['knn'], probe_about={**about, 'classes': len(classes) if classes else None, 'label': self.train_source.label_column})
 
-# %% ../nbs/09_main_job.ipynb #d1574ebf
+# %% ../nbs/09_main_job.ipynb #f117902d
 @patch
 def demo(self:Job,
     minutes:float=None, # for everything; default: the steps of the recipe
@@ -337,8 +337,11 @@ def demo(self:Job,
 )->Path:                # the report
     "The main job: tokenizer, pretraining, probe, report."
     if minutes is not None and minutes <= 0: raise ConfigError(f'--minutes {minutes:g} leaves no time: give a positive number')
-    if self.state.get('minutes', minutes) != minutes: raise ConfigError(f"{self.out} holds a run planned for {self.state['minutes']} minutes: choose another --out, or start it anew with --force")
+    if self.state.get('minutes', minutes) != minutes: raise ConfigError(f"{self.out} holds a run planned for {self.state['minutes'] or 'the usual'} minutes: choose another --out, or start it anew with --force")
     finished = self.done('report')
+    if not self.done('tokenizer'):
+        self.open()
+        self._save(minutes=minutes)
     given = lambda stage: dict(minutes=minutes*SHARES[stage]) if minutes else dict(limit=limit*SHARES[stage])
     self.tokenizer(**given('tokenizer'))
     self.pretrain(**given('pretrain'))

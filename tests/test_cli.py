@@ -64,6 +64,7 @@ def test_other_settings_do_not_mix(small_run):
     out, _ = small_run
     refused('demo', '--data', 'digits', '--out', out, '--seed', '5', says='holds a run with seed 0, not 5')
     refused('demo', '--data', 'emoji', '--out', out, says='holds a run with data digits')
+    refused('demo', '--data', 'digits', '--out', out, '--minutes', '0.2', says='planned for 0.1 minutes')
 
 
 def test_stages_alone(tmp_path):
