@@ -80,13 +80,17 @@ def interleaved(steps, rounds):
     return {name: statistics.median(t) for name, t in times.items()}
 
 
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(1024 if sys.platform != 'darwin' else 1024**2)
+def peak():
+    "Resident peak in MiB. On Linux from /proc, because there getrusage also counts the process that started this one."
+    status = Path('/proc/self/status')
+    if status.exists(): return int(next(l for l in status.read_text().splitlines() if l.startswith('VmHWM')).split()[1])/1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024**2
 
 
 def memory_of(name, size):
-    "Growth of the resident peak over three steps, MiB: measured in a process that does nothing else."
+    "Growth of the resident peak over three steps, MiB: the median of three processes that do nothing else."
     command = [sys.executable, __file__, '--memory', name, size]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    return statistics.median(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]) for _ in range(3))
 
 
 def measure_memory(name, size):
@@ -147,11 +151,11 @@ def imports(rounds=3):
 
 def table(rows):
     "The results as lines of text."
-    number = lambda value, form: '-' if value is None else format(value, form)
-    print(f"{'':52} {'time':>7} {'memory':>7} {'ours':>10} {'peer':>10}   peer")
+    number = lambda value, form, unit: '' if value is None else format(value, form) + unit
+    print(f"{'':48} {'time':>8} {'memory':>8} {'ours':>11} {'peer':>11}   peer")
     for r in rows:
-        print(f"{r['name']:52} {number(r.get('time_ratio'), '6.2f'):>6}x {number(r.get('memory_ratio'), '6.2f'):>6}x "
-              f"{number(r.get('ours_ms'), '8.1f')}ms {number(r.get('peer_ms'), '8.1f'):>8}ms   {r['peer'] or ''}", flush=True)
+        print(f"{r['name']:48} {number(r.get('time_ratio'), '.2f', 'x'):>8} {number(r.get('memory_ratio'), '.2f', 'x'):>8} "
+              f"{number(r.get('ours_ms'), '.1f', ' ms'):>11} {number(r.get('peer_ms'), '.1f', ' ms'):>11}   {r['peer'] or ''}", flush=True)
 
 
 def main():
