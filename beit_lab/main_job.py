@@ -31,7 +31,7 @@ from .training import Progress, TrainConfig, seconds_per_step, steps_in, train
 from .trunk.multiway import Trunk
 from .trunk.sizes import trunk_config
 
-# %% ../nbs/09_main_job.ipynb #93c6a218
+# %% ../nbs/09_main_job.ipynb #f07a332e
 @dataclass(frozen=True)
 class Recipe:
     "How the main job treats a data set; all of it our choice for minutes on a laptop."
@@ -52,7 +52,7 @@ class Recipe:
     labelled:int = 20_000        # at most so many labelled pictures train the probe
     tested:int = 5_000           # at most so many test it
 
-RECIPES = dict(emoji=Recipe(crops=0.5), scenes=Recipe(image_size=64, patch_size=8), small=Recipe(), large=Recipe(image_size=64, patch_size=8))
+RECIPES = dict(emoji=Recipe(crops=0.5, pretrain_steps=1500), scenes=Recipe(image_size=64, patch_size=8), small=Recipe(), large=Recipe(image_size=64, patch_size=8))
 
 def recipe_for(
     data:str,   # what was asked for
@@ -234,7 +234,7 @@ def _spread(count:int, wanted:int)->torch.Tensor:
     "Row numbers spread evenly over `count` rows."
     return torch.linspace(0, count - 1, min(wanted, count)).long()
 
-# %% ../nbs/09_main_job.ipynb #b975226e
+# %% ../nbs/09_main_job.ipynb #6c707b34
 @patch
 def pretrain(self:Job,
     minutes:float=None, # for this stage; None: the recipe decides
@@ -246,7 +246,8 @@ def pretrain(self:Job,
     recipe, tokenizer = self.recipe, self.tokens_of()
     cache = cache_tokens(tokenizer, self.pictures, self.out/'tokens', progress=Progress('tokens'))
     views = TwoViews(recipe.image_size, scale=(recipe.crops, 1)) if recipe.crops else None
-    make = lambda steps: mim_learner(self.trunk_start(), self.pictures, self.held_out, tokenizer, cache, views, progress=Progress('pretrain'),
+    originals = self.train_source.images(2*recipe.image_size) if views else None      # a crop of a larger picture stays sharp
+    make = lambda steps: mim_learner(self.trunk_start(), self.pictures, self.held_out, tokenizer, cache, views, progress=Progress('pretrain'), originals=originals,
                                      config=TrainConfig(steps, recipe.batch_size, recipe.lr, warmup_steps=max(10, steps//20), piece=piece_of(steps), seed=self.seed))
     steps = self._steps('pretrain', recipe.pretrain_steps, lambda: seconds_per_step(make(PIECE)), minutes, limit)
     learn = make(steps)

@@ -221,20 +221,6 @@ def resume(
     return state['pieces']
 
 def _through_json(value):
-    "What `value` looks like after it has been written and read."
-    if isinstance(value, dict): return {k: _through_json(v) for k, v in value.items()}
-    return [_through_json(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-def _differing(a:dict, b:dict, prefix=''):
-    "The name of the first setting in which two plans differ."
-    for key in sorted(a.keys() | b.keys()):
-        x, y = a.get(key), b.get(key)
-        if isinstance(x, dict) and isinstance(y, dict):
-            if found := _differing(x, y, f'{prefix}{key}.'): return found
-        elif x != y: return prefix + key
-
-
-def _through_json(value):
     "What `value` looks like after it has been written and read: tuples become lists."
     if isinstance(value, dict): return {k: _through_json(v) for k, v in value.items()}
     return [_through_json(v) for v in value] if isinstance(value, (list, tuple)) else value

@@ -23,7 +23,7 @@ from .objectives import (IGNORE, MIMConfig, MaskedImageModel, at_hidden, hidden_
                                           token_accuracy)
 from ..training import TrainConfig, step_loaders, watched_learner
 
-# %% ../../nbs/05_pretrain/02_learner.ipynb #a65155bc
+# %% ../../nbs/05_pretrain/02_learner.ipynb #ab9b760b
 class MIMSteps:
     "A data set whose item `t` is the batch `(pixels, mask, targets)` of step `t`."
     def __init__(self,
@@ -35,8 +35,10 @@ class MIMSteps:
         batch_size:int=128,    # pictures a step
         seed:int=0,            # of everything that is drawn
         device='cpu',          # where batches are made
+        originals:torch.Tensor=None, # (N, 3, L, L) uint8, larger copies of `images` that views are cut from; default: `images`
     ):
         self.images, self.task, self.cache, self.tokenizer, self.views = images, task, cache, tokenizer, views
+        self.originals = images if originals is None else originals
         self.batch_size, self.seed, self.device = min(batch_size, len(images)), seed, device
         self.first_step = 0
         if cache is None and tokenizer is None: raise ConfigError('targets need tokens: give a token cache or a tokenizer')
@@ -53,10 +55,10 @@ class MIMSteps:
 
     def pictures(self, rows, mirrored, draw):
         "Pixels for the trunk (B, 3, S, S) in [0, 1] and the tokens of the same picture (B, h, w)."
-        pixels = self.images[rows].to(self.device).float()/255
         if self.views is not None:
-            pixels, token_view = self.views(pixels, draw)
+            pixels, token_view = self.views(self.originals[rows].to(self.device), draw)
             return pixels, _encode(self.tokenizer, token_view)
+        pixels = self.images[rows].to(self.device).float()/255
         pixels = torch.where(rearrange(mirrored.to(self.device), 'b -> b 1 1 1'), pixels.flip(-1), pixels)
         if self.cache is None: return pixels, _encode(self.tokenizer, pixels)
         return pixels, self.cache.pick(rows, mirrored).to(self.device)
@@ -87,7 +89,7 @@ class HeldOut:
         mask, tokens = self.masks[rows].to(self.device), self.tokens[rows].to(self.device)
         return self.images[rows].to(self.device).float()/255, mask, hidden_targets(tokens, mask)
 
-# %% ../../nbs/05_pretrain/02_learner.ipynb #0619106f
+# %% ../../nbs/05_pretrain/02_learner.ipynb #e38e4159
 class MIMLearner(Learner):
     "A fastai Learner for masked image modelling."
     def show_results(self,
@@ -107,11 +109,12 @@ def mim_learner(
     config:TrainConfig=TrainConfig(), # steps, learning rate, seed, ...
     progress=None,                    # called as `progress(step, steps, values)`
     cbs:list=(),                      # more fastai callbacks
+    originals:torch.Tensor=None,      # (N, 3, L, L) uint8, larger copies that `views` are cut from
 )->MIMLearner:
     "Put model, data, optimiser, schedule and watchmen together."
     check_fit(model, tokenizer, images)
     device = next(model.parameters()).device
-    steps = MIMSteps(images, model.config, None if views else cache, tokenizer, views, config.batch_size, config.seed, device)
+    steps = MIMSteps(images, model.config, None if views else cache, tokenizer, views, config.batch_size, config.seed, device, originals)
     judged = HeldOut(held_out, tokenize(tokenizer, held_out), model.config, config.batch_size, config.seed, device)
     dls = step_loaders(steps, judged, min(config.piece, config.steps), device)
     learn = watched_learner(dls, model, config, progress, cbs, MIMLearner, loss_func=masked_cross_entropy, metrics=token_accuracy)
