@@ -23,7 +23,7 @@ from .objectives import (IGNORE, MIMConfig, MaskedImageModel, at_hidden, hidden_
                                           token_accuracy)
 from ..training import TrainConfig, step_loaders, watched_learner
 
-# %% ../../nbs/05_pretrain/02_learner.ipynb #ab9b760b
+# %% ../../nbs/05_pretrain/02_learner.ipynb #15b9e52e
 class MIMSteps:
     "A data set whose item `t` is the batch `(pixels, mask, targets)` of step `t`."
     def __init__(self,
@@ -41,8 +41,12 @@ class MIMSteps:
         self.originals = images if originals is None else originals
         self.batch_size, self.seed, self.device = min(batch_size, len(images)), seed, device
         self.first_step = 0
-        if cache is None and tokenizer is None: raise ConfigError('targets need tokens: give a token cache or a tokenizer')
-        if views is not None and tokenizer is None: raise ConfigError('views change the picture, so their tokens cannot come from a cache: give the tokenizer')
+        self.check_targets()
+
+    def check_targets(self):
+        "Refuse what cannot give targets, before a step is lost."
+        if self.cache is None and self.tokenizer is None: raise ConfigError('targets need tokens: give a token cache or a tokenizer')
+        if self.views is not None and self.tokenizer is None: raise ConfigError('views change the picture, so their tokens cannot come from a cache: give the tokenizer')
 
     def __getitem__(self, t):
         t = self.first_step + t
@@ -50,18 +54,21 @@ class MIMSteps:
         draw = generator(self.seed, 'step', t)
         mirrored = torch.rand(len(rows), generator=draw) < 0.5
         mask = draw_masks(self.task.mask_kind, len(rows), self.task.grid, self.task.mask_ratio, draw).to(self.device)
-        pixels, tokens = self.pictures(rows, mirrored, draw)
-        return pixels, mask, hidden_targets(tokens, mask)
+        pixels, token_view = self.pictures(rows, mirrored, draw)
+        return pixels, mask, self.targets(rows, mirrored, token_view, mask)
 
     def pictures(self, rows, mirrored, draw):
-        "Pixels for the trunk (B, 3, S, S) in [0, 1] and the tokens of the same picture (B, h, w)."
-        if self.views is not None:
-            pixels, token_view = self.views(self.originals[rows].to(self.device), draw)
-            return pixels, _encode(self.tokenizer, token_view)
+        "The same pictures for the trunk and for the tokenizer, (B, 3, S, S) in [0, 1] each."
+        if self.views is not None: return self.views(self.originals[rows].to(self.device), draw)
         pixels = self.images[rows].to(self.device).float()/255
         pixels = torch.where(rearrange(mirrored.to(self.device), 'b -> b 1 1 1'), pixels.flip(-1), pixels)
-        if self.cache is None: return pixels, _encode(self.tokenizer, pixels)
-        return pixels, self.cache.pick(rows, mirrored).to(self.device)
+        return pixels, pixels
+
+    def targets(self, rows, mirrored, token_view, mask):
+        "The hidden tokens, (B, h*w)."
+        cached = self.views is None and self.cache is not None
+        tokens = self.cache.pick(rows, mirrored).to(self.device) if cached else _encode(self.tokenizer, token_view)
+        return hidden_targets(tokens, mask)
 
 @torch.inference_mode()
 def _encode(tokenizer, images):
