@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['VISION', 'LANGUAGE', 'JOINT', 'CLASS_COLOURS', 'INK', 'GUESS', 'HIDDEN', 'LAB_STYLE', 'LabError', 'DataError',
-           'ConfigError', 'WeightsError', 'samples', 'real_data', 'generator', 'lab_device', 'atomic_path',
-           'write_json', 'read_json', 'Saved', 'read_config', 'read_tensors', 'count_parameters', 'lab_style', 'pixels',
-           'as_floats', 'enlarge', 'hatch', 'hide', 'show_grid', 'save_figure']
+           'ConfigError', 'WeightsError', 'samples', 'real_data', 'generator', 'lab_device', 'DiskError', 'disk_errors',
+           'atomic_path', 'remove_leftovers', 'write_json', 'read_json', 'Saved', 'read_config', 'read_tensors',
+           'count_parameters', 'lab_style', 'pixels', 'as_floats', 'enlarge', 'hatch', 'hide', 'show_grid',
+           'save_figure']
 
-# %% ../nbs/00_core.ipynb #743f40cb
-import hashlib, json, os, shutil, tempfile
+# %% ../nbs/00_core.ipynb #07e8d899
+import ctypes, errno, glob, hashlib, json, os, re, shutil, tempfile
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -72,26 +73,93 @@ def lab_device()->torch.device:
     "Where models are put: the CUDA device if there is one, else the CPU."
     return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 
-# %% ../nbs/00_core.ipynb #634adbe6
+# %% ../nbs/00_core.ipynb #c702485e
+class DiskError(LabError):
+    "Something cannot be written: a full disk, a read-only folder, a file where a folder should be."
+
+_REFUSALS = dict(
+    ENOSPC='the disk that holds {path} is full: free some space, and the same command continues from the last checkpoint',
+    EDQUOT='your share of the disk that holds {path} is used up: free some space, and the same command continues from the last checkpoint',
+    EFBIG='{path} is larger than this system lets a file be: raise the limit (ulimit -f), and the same command continues from the last checkpoint',
+    EROFS='{path} cannot be written because its disk is read-only: choose another folder',
+    EACCES='{path} cannot be written because you have no permission: change it, or choose another folder',
+    EPERM='{path} cannot be written because you have no permission: change it, or choose another folder',
+    ENOTDIR='{path} cannot be written because a part of its path is a file: choose another folder',
+    EEXIST='{path} cannot be written because a part of its path is a file: choose another folder')
+
+@contextmanager
+def disk_errors(
+    path:Path, # what is being written
+):
+    "Inside, what the disk refuses becomes a sentence about `path`."
+    try: yield
+    except (OSError, SafetensorError, DiskError) as error: raise DiskError(_refusal(error, path)) from None
+
+def _refusal(error:Exception, path:Path)->str:
+    "The sentence for an error; that of a file inside a folder being written becomes one about the folder."
+    if isinstance(error, DiskError): return _refusal(error.__context__, path) if error.__context__ else str(error)
+    told = re.search(r'os error (\d+)', str(error))                    # safetensors: 'I/O error: ... (os error 28)'
+    number = getattr(error, 'errno', None) or (int(told[1]) if told else None)
+    sentence = _REFUSALS.get(errno.errorcode.get(number), '{path} cannot be written ({reason}): check its disk, or choose another folder')
+    return sentence.format(path=path, reason=getattr(error, 'strerror', None) or error)
+
+# %% ../nbs/00_core.ipynb #e7654450
 @contextmanager
 def atomic_path(
     path:str|Path, # the file or folder to appear
 ):                 # yields a temporary path beside it, to be written
     "Write to the yielded path; it takes the name `path` only if the block succeeds."
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f'.{path.name}-', dir=path.parent))/path.name
-    try:
-        yield temporary
-        _take_place(temporary, path)
-    finally: shutil.rmtree(temporary.parent, ignore_errors=True)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f'.{path.name}-', dir=path.parent))/path.name
+        try:
+            yield temporary
+            _to_disk(temporary)
+            _take_place(temporary, path)
+        finally: shutil.rmtree(temporary.parent, ignore_errors=True)
 
+def _to_disk(path:Path):
+    "Wait until what was written is on the disk: a power cut must not find the new name on an empty file, and the old file gone."
+    for file in [path, *path.rglob('*')]:
+        if not file.is_file(): continue
+        with open(file, 'rb+') as opened: os.fsync(opened) # the rename need not be waited for: until it reaches the disk, the old file is there
+
+# %% ../nbs/00_core.ipynb #95a247c8
 def _take_place(new:Path, path:Path):
-    "Rename `new` to `path`; a folder in the way is set aside first and removed last."
+    "Rename `new` to `path`; a folder in the way goes only when the new one is there."
     if not path.is_dir(): return os.replace(new, path)
-    aside = new.parent/'old'
-    os.replace(path, aside)
-    os.replace(new, path)
+    _check_same_kind(new, path)
+    if _swap(new, path): return
+    aside = _aside(new.parent, path)
+    try:
+        os.replace(path, aside)
+        os.replace(new, path)
+    finally:
+        if aside.exists() and not path.exists(): os.replace(aside, path)
+
+def _aside(temporary:Path, path:Path)->Path: return temporary/f'{path.name}.old'
+
+def _check_same_kind(new:Path, path:Path):
+    "Somebody's folder of other things is not replaced by ours."
+    ours = {file.name for file in new.iterdir()} if new.is_dir() else set()
+    if strangers := sorted({file.name for file in path.iterdir()} - ours - {'.DS_Store'}):
+        raise DiskError(f'{path} holds other files, such as {strangers[0]}, that would be lost: choose another folder')
+
+def _swap(a:Path, b:Path)->bool:
+    "Exchange two names in one step (renameat2 of Linux); False where the system or its disk cannot."
+    try: return ctypes.CDLL(None).renameat2(-100, os.fsencode(a), -100, os.fsencode(b), 2) == 0 # AT_FDCWD, RENAME_EXCHANGE
+    except (AttributeError, OSError, TypeError): return False
+
+# %% ../nbs/00_core.ipynb #bed0e051
+def remove_leftovers(
+    path:str|Path, # a file or folder that `atomic_path` writes; nobody else may be writing it now
+):
+    "Clean up after writes to `path` that were killed: a folder set aside returns, half-written copies go."
+    path = Path(path)
+    for rest in path.parent.glob(f'.{glob.escape(path.name)}-????????'): # the names that mkdtemp gives
+        if _aside(rest, path).exists() and not path.exists(): os.replace(_aside(rest, path), path)
+        shutil.rmtree(rest, ignore_errors=True)
 
 # %% ../nbs/00_core.ipynb #c72a3256
 def write_json(
