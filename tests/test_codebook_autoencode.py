@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from hypothesis import given, settings, strategies as st
 
-from beit_lab.codebook.autoencode import (StepBatches, TOKENIZERS, VQVAE, VQVAEConfig, as_floats, check_images, reconstruction_report,
+from beit_lab.codebook.autoencode import (Autoencoder, StepBatches, TOKENIZERS, VQVAE, VQVAEConfig, as_floats, check_images, reconstruction_report,
                                           tokenizer_config, tokenizer_learner, train_tokenizer)
 from beit_lab.codebook.health import code_counts, code_perplexity, codebook_usage
 from beit_lab.core import ConfigError, DataError, WeightsError, generator, real_data
@@ -63,13 +63,43 @@ def test_encode_is_fp32_under_autocast(tokenizer, images):
 
 
 def test_encode_agrees_with_the_quantizer(tokenizer, images):
-    with torch.no_grad(): _, quantized = tokenizer(images[:20])
+    with torch.no_grad(): quantized = tokenizer.quantizer(tokenizer.vectors(images[:20]))
     assert torch.equal(quantized.codes, tokenizer.encode(images[:20]))
 
 
 @pytest.mark.parametrize('tokens', [torch.full((1, 2, 2), 64), torch.full((1, 2, 2), -1)])
 def test_unknown_tokens_are_refused(tokenizer, tokens):
     with pytest.raises(ConfigError, match='has 64 codes'): tokenizer.decode(tokens)
+
+
+# ---- training and asking are two things
+
+def test_called_in_training_mode_the_codebook_does_not_learn(images):
+    model = VQVAE(tokenizer_config('nano')).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert torch.equal(model(images[:4]), model.encode(images[:4])) and model.training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_the_training_pass_learns_and_keeps_the_names_of_weights(images):
+    trained = Autoencoder(tokenizer_config('nano')).train()
+    before = trained.codebook.clone()
+    painted, quantized = trained(images[:8])
+    assert painted.shape == images[:8].shape and quantized.codes.shape == (8, 8, 8) and painted.requires_grad
+    assert not torch.equal(trained.codebook, before)
+    assert trained.state_dict().keys() == VQVAE(tokenizer_config('nano')).state_dict().keys()
+
+
+def test_finished_is_a_plain_copy_at_rest(images):
+    trained = Autoencoder(tokenizer_config('nano')).train()
+    trained(images[:8])
+    state = torch.get_rng_state()
+    tokenizer = trained.finished()
+    assert type(tokenizer) is VQVAE and not tokenizer.training and tokenizer.quantizer.started and torch.equal(state, torch.get_rng_state())
+    assert torch.equal(tokenizer(images), trained.encode(images))
+    tokens = tokenizer(images)
+    trained(images[8:16])
+    assert torch.equal(tokenizer(images), tokens)
 
 
 # ---- bad pictures

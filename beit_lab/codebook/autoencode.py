@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TOKENIZERS', 'check_images', 'reconstruction_report', 'VQVAEConfig', 'tokenizer_config', 'ResidualBlock', 'Encoder',
-           'Decoder', 'VQVAE', 'StepBatches', 'tokenizer_loss', 'TendCodebook', 'TellProgress', 'tokenizer_learner',
-           'train_tokenizer']
+           'Decoder', 'VQVAE', 'Autoencoder', 'StepBatches', 'tokenizer_loss', 'TendCodebook', 'TellProgress',
+           'tokenizer_learner', 'train_tokenizer']
 
-# %% ../../nbs/02_codebook/03_autoencode.ipynb #abbe2324
+# %% ../../nbs/02_codebook/03_autoencode.ipynb #f220dbc0
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import nn
 
 from .quantize import EMACodebook, nearest_codes
 from ..core import ConfigError, DataError, Saved, as_floats, generator, lab_device
+from ..data.pictures import image_batch, one_picture
 from ..training import TrainConfig, step_loaders, train, watched_learner
 
 # %% ../../nbs/02_codebook/03_autoencode.ipynb #d11bc98c
@@ -148,7 +149,7 @@ class Decoder(nn.Module):
         x = rearrange(vectors, 'b h w d -> b d h w')
         return self.unfold(self.linear(x) + self.deep(x))
 
-# %% ../../nbs/02_codebook/03_autoencode.ipynb #df947d4f
+# %% ../../nbs/02_codebook/03_autoencode.ipynb #b4f5a792
 class VQVAE(Saved):
     "A small convolutional autoencoder with a codebook in the middle: a visual tokenizer that can also draw."
     config_class = VQVAEConfig
@@ -182,9 +183,15 @@ class VQVAE(Saved):
         "Vectors (B, h, w, D) to pictures (B, C, H, W), not yet clamped to [0, 1]."
         return self.decoder(vectors)/2 + 0.5
 
-    def forward(self, images): # (B, C, H, W) -> reconstruction (B, C, H, W), Quantized
-        quantized = self.quantizer(self.vectors(images))
-        return self.paint(quantized.vectors), quantized
+    @torch.no_grad()
+    def forward(self,
+        images,              # a path, a PIL image, an array or a tensor, or several of them: see `image_batch`
+        image_size:int=None, # pixels a side they are cut and resized to, as a source does it; None: nearly their own size
+    )->torch.Tensor:         # (h, w) long for one picture, (B, h, w) for several
+        "The tokens of any picture; nothing is learnt. Without `image_size`, each side goes to the nearest multiple of `patch_size`."
+        batch = image_batch(images, image_size, self.patch_size, self.config.channels)
+        tokens = self.encode(batch.to(self.codebook.device))
+        return tokens[0] if one_picture(images) else tokens
 
 # %% ../../nbs/02_codebook/03_autoencode.ipynb #8032e67d
 @patch
@@ -232,6 +239,19 @@ def decode(self:VQVAE,
     if len(tokens) and not 0 <= tokens.min() <= tokens.max() < self.codebook_size:
         raise ConfigError(f'tokens lie in [{tokens.min()}, {tokens.max()}], but the codebook has {self.codebook_size} codes')
     return self.paint(self.codebook[tokens.long()]).clamp(0, 1)
+
+# %% ../../nbs/02_codebook/03_autoencode.ipynb #f9e915d9
+class Autoencoder(VQVAE):
+    "A tokenizer in training: called, it paints its pictures again, and in training mode its codebook learns from them."
+    def forward(self, images): # (B, C, H, W) -> reconstruction (B, C, H, W), Quantized
+        quantized = self.quantizer(self.vectors(images))
+        return self.paint(quantized.vectors), quantized
+
+    def finished(self)->VQVAE:
+        "The tokenizer that it has become: a copy, in evaluation mode."
+        with torch.random.fork_rng(devices=[]): tokenizer = VQVAE(self.config) # its random weights are overwritten
+        tokenizer.load_state_dict(self.state_dict())
+        return tokenizer.to(self.codebook.device).eval()
 
 # %% ../../nbs/02_codebook/03_autoencode.ipynb #62e3db6a
 class StepBatches:
@@ -298,7 +318,7 @@ class TellProgress(Callback):
         if self.training and (step % self.every == 0 or step == steps):
             self.progress(step, steps, dict(loss=self.loss.item(), codes_used=len(self.pred[1].codes.unique())))
 
-# %% ../../nbs/02_codebook/03_autoencode.ipynb #47a22168
+# %% ../../nbs/02_codebook/03_autoencode.ipynb #9f71fb2c
 def tokenizer_learner(
     images:torch.Tensor,    # (N, C, H, W) uint8
     config:VQVAEConfig,     # the tokenizer to train
@@ -310,11 +330,11 @@ def tokenizer_learner(
     progress=None,          # called as `progress(step, steps, values)` every ten steps
     cbs=(),                 # more callbacks
 )->Learner:                 # for `beit_lab.training.train`
-    "A fastai Learner that trains a `VQVAE`."
+    "A fastai Learner that trains a `VQVAE`, in the form of an `Autoencoder`."
     check_images(images, config.patch_size, config.channels)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = VQVAE(replace(config, seed=seed))
+        model = Autoencoder(replace(config, seed=seed))
     few = images[torch.randperm(len(images), generator=generator(seed, 'start'))[:start_images]]
     per_step = math.prod(model.grid(images.shape[-2:]))*batch_size
     piece = 50 if steps % 50 == 0 else steps
@@ -325,7 +345,7 @@ def tokenizer_learner(
     learn.recorder.valid_metrics = False # what counts is the report, on pictures that were held out
     return learn
 
-# %% ../../nbs/02_codebook/03_autoencode.ipynb #4fd265bb
+# %% ../../nbs/02_codebook/03_autoencode.ipynb #e41d425f
 def train_tokenizer(
     images:torch.Tensor,      # (N, C, H, W) uint8
     config:VQVAEConfig,       # the tokenizer to train
@@ -338,7 +358,7 @@ def train_tokenizer(
     "Learn a visual language from pictures."
     learn = tokenizer_learner(images, config, steps, seed, progress=progress, **kwargs)
     if learn.dls.device.type == 'cuda' and torch.cuda.is_bf16_supported(): learn.to_bf16()
-    return train(learn, checkpoint, dict(tokenizer=asdict(config))).model.eval()
+    return train(learn, checkpoint, dict(tokenizer=asdict(config))).model.finished()
 
 # %% ../../nbs/02_codebook/03_autoencode.ipynb #cca37049
 @patch

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EMBEDDINGS', 'TrunkConfig', 'Segment', 'VisionEmbedding', 'Encoded', 'Trunk']
 
-# %% ../../nbs/04_trunk/02_multiway.ipynb #ef8a2c29
+# %% ../../nbs/04_trunk/02_multiway.ipynb #7b1ab59d
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core import ConfigError, Saved
+from ..data.pictures import image_batch, one_picture
 from .blocks import Block, RelativeBias, draw_weights, init_weights, rescale_residuals, sincos_positions
 
 # %% ../../nbs/04_trunk/02_multiway.ipynb #6324d013
@@ -250,20 +251,30 @@ def _join(bias:torch.Tensor, allowed:torch.Tensor)->torch.Tensor:
     if bias is None or allowed is None: return allowed if bias is None else bias
     return bias.masked_fill(~allowed, float('-inf'))
 
-# %% ../../nbs/04_trunk/02_multiway.ipynb #33cfaf4f
+# %% ../../nbs/04_trunk/02_multiway.ipynb #031f17e9
 @patch
 def vectors(self:Trunk,
-    images:torch.Tensor,  # (B, C, H, W) floats in [0, 1]
+    images,               # (B, C, H, W) floats in [0, 1], taken as they are; or anything that `image_batch` understands, made `image_size` pixels a side
     layer:int=None,       # after that many blocks, before the norm; None: after the last block and the norm
     pool:str='mean',      # 'mean' of the patches, 'quarters' (four means side by side) or 'class' token
-)->torch.Tensor:          # (B, D), or (B, 4*D) for quarters
+)->torch.Tensor:          # (B, D), or (B, 4*D) for quarters; without B for one picture
     "One vector for each picture."
     if pool not in ('mean', 'quarters', 'class'): raise ConfigError(f"pool '{pool}' is unknown: choose 'mean', 'quarters' or 'class'")
-    segments = self.embed({'vision': {'pixels': images}})
+    segments = self.embed({'vision': {'pixels': self._batch(images)}})
     encoded = self.encode(segments, layers=() if layer is None else (layer,))
     states = encoded['vision'] if layer is None else encoded.layers[layer]['vision']
+    pooled = _pooled(states, segments['vision'].grid, pool)
+    return pooled[0] if one_picture(images) else pooled
+
+@patch
+def _batch(self:Trunk, images)->torch.Tensor:
+    "Pixels for the embedding: batches of floats as they are, everything else converted to what the trunk expects."
+    if isinstance(images, torch.Tensor) and images.ndim == 4 and images.is_floating_point(): return images
+    return image_batch(images, self.config.image_size, channels=self.config.channels).to(next(self.parameters()))
+
+def _pooled(states:torch.Tensor, grid:tuple, pool:str)->torch.Tensor:
+    "States (B, 1+N, D) of pictures as one vector each."
     if pool == 'class': return states[:, 0]
     if pool == 'mean': return states[:, 1:].mean(dim=1)
-    h, w = segments['vision'].grid
-    maps = rearrange(states[:, 1:], 'b (h w) d -> b d h w', h=h, w=w)
+    maps = rearrange(states[:, 1:], 'b (h w) d -> b d h w', h=grid[0], w=grid[1])
     return rearrange(F.adaptive_avg_pool2d(maps, 2), 'b d h w -> b (h w d)')
