@@ -133,7 +133,7 @@ def test_interrupt_saves_and_continues(tmp_path):
     import signal, time
     command = [sys.executable, '-m', 'beit_lab.cli', 'demo', '--data', 'digits', '--out', str(tmp_path/'run'), '--minutes', '0.5']
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    state = tmp_path/'run/pretrain_state/state.json'
+    state = tmp_path/'run/pretrain_state/state.safetensors'
     deadline = time.time() + 240
     while not state.exists() and time.time() < deadline and process.poll() is None: time.sleep(0.05)
     process.send_signal(signal.SIGINT)
