@@ -22,6 +22,7 @@ from .codebook.health import *
 from .codebook.cache import *
 from .pretrain.objectives import *
 from .pretrain.learner import *
+from .pretrain.rivals import *
 from .heads.probes import *
 from .heads.classify import *
 from .heads.finetune import *

@@ -86,7 +86,7 @@ class HeldOut:
         seed:int=0,          # of the masks
         device='cpu',        # where batches are made
     ):
-        self.images, self.tokens, self.batch_size, self.device = images, tokens, batch_size, device
+        self.images, self.tokens, self.task, self.batch_size, self.device = images, tokens, task, batch_size, device
         self.masks = draw_masks(task.mask_kind, len(images), task.grid, task.mask_ratio, generator(seed, 'held out'))
 
     def __len__(self): return -(-len(self.images)//self.batch_size)
