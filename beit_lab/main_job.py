@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'TOTAL_MINUTES', 'SHARES', 'PIECE', 'RUN_FILES', 'SMALL_SET', 'Recipe', 'recipe_for', 'planned_steps',
-           'piece_of', 'Job']
+           'piece_of', 'Job', 'alone_in']
 
-# %% ../nbs/09_main_job.ipynb #242944db
-import math, shutil, time
+# %% ../nbs/09_main_job.ipynb #d7aa8531
+import errno, math, os, shutil, time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import wraps
 from pathlib import Path
 
 import torch
@@ -18,7 +20,7 @@ from fastcore.basics import patch
 
 from .codebook.autoencode import VQVAE, VQVAEConfig, reconstruction_report, tokenizer_learner, train_tokenizer
 from .codebook.cache import cache_tokens
-from .core import ConfigError, generator, lab_device, read_json, save_figure, show_grid, write_json
+from .core import ConfigError, disk_errors, generator, lab_device, read_json, remove_leftovers, save_figure, show_grid, write_json
 from .data.loaders import TwoViews
 from .data.sources import split_source
 from .heads.classify import fixed_splits, grouped_splits, probe_arms
@@ -82,7 +84,7 @@ def piece_of(
     "Steps between two checkpoints: few enough that little is lost, and that a short run has a curve."
     return next((p for p in (50, 40, 30, 20) if steps % p == 0 and steps//p >= 8), PIECE)
 
-# %% ../nbs/09_main_job.ipynb #885707e8
+# %% ../nbs/09_main_job.ipynb #c823f821
 class Job:
     "One run of the main job: its folder, its settings, its data, its stages."
     def __init__(self,
@@ -97,13 +99,56 @@ class Job:
         self.choices = {k: v for k, v in choices.items() if v is not None}
         self.tokenizer_folder = tokenizer_folder
         if self.out.exists() and not self.out.is_dir(): raise ConfigError(f'{self.out} is a file: give --out a folder')
-        if force: self._forget('tokenizer' if force is True else force)
-        self.state = read_json(self.out/'job.json') if (self.out/'job.json').exists() else dict(stages={})
+        self.is_alone = False
+        if force and self.out.exists():
+            with alone_in(self.out): self._forget('tokenizer' if force is True else force)
+        self.state = self._noted()
         self._check_settings()
 
     def done(self, stage:str)->bool: return self.state['stages'].get(stage, {}).get('done', False)
 
-# %% ../nbs/09_main_job.ipynb #4ab987ed
+# %% ../nbs/09_main_job.ipynb #a70da6cc
+@contextmanager
+def alone_in(
+    folder:Path, # is made if need be
+):
+    "Inside, no other process can be in here for the same folder; it is refused at once."
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder/'.lock').open('a')
+    with file:
+        if not _lock(file): raise ConfigError(f'another beit-lab is at work in {folder}: wait for it, or choose another --out')
+        yield
+
+def _lock(file)->bool:
+    "Take the lock of an open file, which ends with this process at the latest; False if another process has it."
+    try:
+        if os.name == 'nt':
+            import msvcrt
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error: return error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK) # a disk that knows no locks is used without
+    return True
+
+# %% ../nbs/09_main_job.ipynb #ba4b662c
+def _alone(stage):
+    "The stage, alone in its folder: tidied up after a killed run, and with what the folder knows by now."
+    @wraps(stage)
+    def run(self, *args, **kwargs):
+        if self.is_alone: return stage(self, *args, **kwargs)
+        with alone_in(self.out):
+            self.is_alone = True
+            try:
+                for name in sum(RUN_FILES.values(), ()): remove_leftovers(self.out/name)
+                self.state = self._noted()
+                self._check_settings()
+                return stage(self, *args, **kwargs)
+            finally: self.is_alone = False
+    return run
+
+# %% ../nbs/09_main_job.ipynb #8f6df637
 RUN_FILES = dict(tokenizer=('job.json', 'metrics.json', 'tokenizer', 'tokenizer_state', 'codebook.png', 'reconstruction.png', 'pictures.png'),
                  pretrain=('trunk', 'model', 'tokens', 'pretrain_state', 'curve.csv', 'curve.png', 'predictions.png'), probe=('probe.png',), report=('report.html',))
 
@@ -112,11 +157,21 @@ def _forget(self:Job, first:str='tokenizer'):
     "Remove what an earlier run left in the folder, from a stage on."
     stages = list(RUN_FILES)[list(RUN_FILES).index(first):]
     for path in (self.out/name for stage in stages for name in RUN_FILES[stage]):
-        if path.is_dir(): shutil.rmtree(path)
-        elif path.exists(): path.unlink()
+        with disk_errors(path):
+            if path.is_dir(): shutil.rmtree(path)
+            elif path.exists(): path.unlink()
     if (self.out/'job.json').exists():
-        state = read_json(self.out/'job.json')
+        state = self._noted()
         write_json(self.out/'job.json', {**state, 'stages': {k: v for k, v in state['stages'].items() if k not in stages}})
+
+@patch
+def _noted(self:Job)->dict:
+    "What the folder knows about its run."
+    if not (self.out/'job.json').exists(): return dict(stages={})
+    state = read_json(self.out/'job.json')
+    if not isinstance(state, dict) or not isinstance(state.get('stages'), dict):
+        raise ConfigError(f'{self.out}/job.json does not describe a run: start anew with --force')
+    return state
 
 @patch
 def _check_settings(self:Job):
@@ -194,8 +249,9 @@ def tokens_of(self:Job)->VQVAE:
     if not folder.exists(): raise ConfigError(f'there is no tokenizer in {folder}: run `beit-lab tokenizer --data {self.data} --out {self.out}` first, or name one with --tokenizer')
     return VQVAE.from_pretrained(folder).to(lab_device())
 
-# %% ../nbs/09_main_job.ipynb #334a218b
+# %% ../nbs/09_main_job.ipynb #44cdfa57
 @patch
+@_alone
 def tokenizer(self:Job,
     minutes:float=None, # for this stage; None: the recipe decides
     limit:float=None,   # minutes it may take if nothing is said
@@ -234,8 +290,9 @@ def _spread(count:int, wanted:int)->torch.Tensor:
     "Row numbers spread evenly over `count` rows."
     return torch.linspace(0, count - 1, min(wanted, count)).long()
 
-# %% ../nbs/09_main_job.ipynb #6c707b34
+# %% ../nbs/09_main_job.ipynb #dcddc8fa
 @patch
+@_alone
 def pretrain(self:Job,
     minutes:float=None, # for this stage; None: the recipe decides
     limit:float=None,   # minutes it may take if nothing is said
@@ -272,10 +329,11 @@ def _judge(self:Job, learn, cache)->dict:
     return dict(steps=log[-1]['step'], images_seen=log[-1]['images'], **found, **guessing, mode=self.recipe.mode,
                 mask_kind=self.recipe.mask_kind, mask_ratio=self.recipe.mask_ratio, held_out=len(judged.images))
 
-# %% ../nbs/09_main_job.ipynb #5f2d3b9d
+# %% ../nbs/09_main_job.ipynb #1a779f3e
 SMALL_SET = 5_000 # labelled rows below which one split says too little (our choice)
 
 @patch
+@_alone
 def probe(self:Job):
     "Stage three: linear probe and nearest neighbours, beside what was there for nothing."
     if self.done('probe'): return print(f'probe: done before, see {self.out}/metrics.json')
@@ -330,8 +388,9 @@ def _probe_section(self:Job, result)->dict:
     classes = self.train_source.label_names
     return dict(probe=figures['probe'], knn=figures['knn'], probe_about={**about, 'classes': len(classes) if classes else None, 'label': self.train_source.label_column})
 
-# %% ../nbs/09_main_job.ipynb #f117902d
+# %% ../nbs/09_main_job.ipynb #00a7041b
 @patch
+@_alone
 def demo(self:Job,
     minutes:float=None, # for everything; default: the steps of the recipe
     limit:float=TOTAL_MINUTES, # minutes that the recipe's steps may take; `math.inf`: as long as they need
