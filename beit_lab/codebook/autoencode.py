@@ -337,7 +337,7 @@ def tokenizer_learner(
         model = Autoencoder(replace(config, seed=seed))
     few = images[torch.randperm(len(images), generator=generator(seed, 'start'))[:start_images]]
     per_step = math.prod(model.grid(images.shape[-2:]))*batch_size
-    piece = 50 if steps % 50 == 0 else steps
+    piece = next((p for p in (50, 40, 30, 20, 10) if steps % p == 0), steps) # between two checkpoints; stages planned in minutes are whole tens
     plan = TrainConfig(steps, batch_size, lr, lr/100, max(1, steps//20), weight_decay=0., betas=(0.9, 0.99), piece=piece, seed=seed)
     loaders = step_loaders(StepBatches(images, steps, batch_size, seed), [], piece, lab_device())
     cbs = [TendCodebook(few, per_step), *([TellProgress(progress)] if progress else []), *cbs]
@@ -352,7 +352,7 @@ def train_tokenizer(
     steps:int,                # how many batches; 1,500 is a good start
     seed:int=0,               # of weights, batches and codebook
     progress=None,            # called as `progress(step, steps, values)` every ten steps
-    checkpoint:str|Path=None, # a folder for the state, to continue an interrupted run (saved every 50 steps)
+    checkpoint:str|Path=None, # a folder for the state, to continue an interrupted run (saved every 50 steps or oftener)
     **kwargs,                 # `batch_size`, `lr`, `start_images`, `cbs` of `tokenizer_learner`
 )->VQVAE:                     # trained, in evaluation mode
     "Learn a visual language from pictures."
