@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['MIMSteps', 'HeldOut', 'MIMLearner', 'mim_learner', 'check_fit', 'tokenize', 'predict_tokens', 'show_predictions',
-           'evaluate', 'plot_curve', 'write_log']
+           'evaluate', 'plot_curve', 'write_log', 'read_log', 'compare_with_shipped']
 
-# %% ../../nbs/05_pretrain/02_learner.ipynb #354020ec
+# %% ../../nbs/05_pretrain/02_learner.ipynb #d0c320d7
 import csv, math
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from fastai.learner import Learner
 
-from ..core import GUESS, INK, ConfigError, atomic_path, generator, hide, lab_style, show_grid
+from ..core import GUESS, INK, VISION, ConfigError, DataError, atomic_path, generator, hide, lab_style, read_json, samples, show_grid
 from ..data.loaders import step_indices
 from ..masking import draw_masks, hidden_positions
 from .objectives import (IGNORE, MIMConfig, MaskedImageModel, at_hidden, hidden_targets, masked_cross_entropy,
@@ -239,7 +240,7 @@ def _draw_guesses(ax, guesses:dict):
         low = max(value, low + gap)
         ax.annotate(_GUESS_NAMES[name], (1.01, low), xycoords=('axes fraction', 'data'), color=GUESS, fontsize=7, va='center', annotation_clip=False)
 
-# %% ../../nbs/05_pretrain/02_learner.ipynb #3d8cb389
+# %% ../../nbs/05_pretrain/02_learner.ipynb #6c9a61c7
 def write_log(
     path:str|Path, # a CSV file
     log:list,      # rows of a `RunLog`
@@ -250,3 +251,52 @@ def write_log(
         writer.writeheader()
         writer.writerows({k: f'{v:.6g}' for k, v in row.items()} for row in log)
     return Path(path)
+
+def read_log(
+    path:str|Path, # what `write_log` wrote
+)->list:           # rows, as of a `RunLog`
+    "The log of a run from its table."
+    try:
+        with open(path, newline='', encoding='utf-8') as file: return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    except (OSError, TypeError, ValueError): raise DataError(f'{path} is not the log of a run: expected the curve.csv of a folder of results') from None
+
+# %% ../../nbs/05_pretrain/02_learner.ipynb #b1e8221b
+def compare_with_shipped(
+    rows:list,        # of a `RunLog`, or from `read_log`
+    name:str='emoji', # the data set whose shipped runs are the measure
+)->tuple:             # a figure, and a sentence
+    "Is this run normal? Its cross-entropy over the range of the shipped runs, and a verdict at its last comparable step."
+    shipped, mine = _shipped_band(name), [row for row in rows if row['step'] > 0]
+    with lab_style():
+        figure, ax = plt.subplots(figsize=(5.4, 2.6))
+        ax.fill_between(shipped['step'], shipped['low'], shipped['high'], color=VISION, alpha=0.3, linewidth=0)
+        ax.plot([r['step'] for r in mine], [r['valid_loss'] for r in mine], color=INK, marker='o', markersize=3)
+        ax.set(xscale='log', xlabel='step', ylabel='cross-entropy, nats')
+        ax.xaxis.set_major_formatter('{x:g}')
+        ax.annotate('shipped runs', (shipped['step'][-1], (shipped['low'][-1] + shipped['high'][-1])/2), xytext=(4, 0), textcoords='offset points', color=VISION, fontsize=8, va='center')
+        ax.annotate('this run', (mine[-1]['step'], mine[-1]['valid_loss']), xytext=(6, 0), textcoords='offset points', color=INK, fontsize=8, va='center')
+        _draw_guesses(ax, dict(unigram_loss=shipped['unigram_loss']))
+    return figure, _verdict(mine, shipped)
+
+# %% ../../nbs/05_pretrain/02_learner.ipynb #a0d1777e
+def _shipped_band(name:str)->dict:
+    "Steps, and between what losses the shipped runs of a data set lie there, two standard errors added on each side."
+    folders = sorted(samples('runs').glob(f'{name}_[0-9]'))
+    if not folders: raise DataError(f"there is no shipped run on '{name}': choose {', '.join(sorted({p.name.rpartition('_')[0] for p in samples('runs').iterdir()}))}")
+    logs, found = [read_log(folder/'curve.csv') for folder in folders], [read_json(folder/'metrics.json')['pretrain'] for folder in folders]
+    steps = [row['step'] for row in logs[0] if row['step'] <= min(log[-1]['step'] for log in logs)]
+    losses = np.stack([np.interp(steps, [r['step'] for r in log], [r['valid_loss'] for r in log]) for log in logs])
+    margin = 2*max(one['loss_error'] for one in found)
+    return dict(step=steps, low=losses.min(0) - margin, high=losses.max(0) + margin, batch=round(logs[0][0]['images']/logs[0][0]['step']), unigram_loss=found[0]['unigram_loss'])
+
+def _verdict(rows:list, shipped:dict)->str:
+    "Inside, below or above the band, and what that may mean."
+    common = [r for r in rows if shipped['step'][0] <= r['step'] <= shipped['step'][-1]]
+    if not common: return f"This run cannot be compared yet: the shipped runs were judged from step {shipped['step'][0]:.0f} to {shipped['step'][-1]:.0f}."
+    last, batch = common[-1], round(common[-1]['images']/common[-1]['step'])
+    low, high = (float(np.interp(last['step'], shipped['step'], shipped[side])) for side in ('low', 'high'))
+    where = 'below' if last['valid_loss'] < low else 'above' if last['valid_loss'] > high else 'inside'
+    meaning = dict(inside='it is normal.', below='better than expected. A schedule that ends sooner does that; if yours does not, make sure that no held-out picture was learnt from.',
+                   above='slower than expected. Look at the learning rate, the warm-up and the size of the model, and at the tokens: are there as many codes, and are they used?')[where]
+    other = '' if batch == shipped['batch'] else f" Mind that its batches have {batch} pictures, those of the shipped runs {shipped['batch']}."
+    return f"At step {last['step']:.0f} this run is {where} the band of the shipped runs ({last['valid_loss']:.2f} nats; the band is {low:.2f} to {high:.2f}): {meaning}{other}"
