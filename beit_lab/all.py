@@ -14,8 +14,10 @@ from .data.sources import *
 from .data.loaders import *
 from .masking import *
 from .trunk.blocks import *
+from .trunk.embeddings import *
 from .trunk.multiway import *
 from .trunk.sizes import *
+from .trunk.layouts import *
 from .codebook.quantize import *
 from .codebook.autoencode import *
 from .codebook.health import *

@@ -11,9 +11,13 @@ from dataclasses import fields
 from ..core import ConfigError
 from .multiway import Trunk, TrunkConfig
 
-# %% ../../nbs/04_trunk/03_sizes.ipynb #c9001378
-_LAB = dict(positions='sincos', relative='none', layer_scale=0., drop_path=0., init='xavier')
+# %% ../../nbs/04_trunk/03_sizes.ipynb #4ed16b4f
+_LAB = dict(positions='sincos', relative='none', layer_scale=0., drop_path=0., init='xavier', vocab_size=4096, max_words=64)
 _PAPER = dict(positions='none', relative='shared', layer_scale=0.1, drop_path=0.1, init='beit')
+_RELEASED = dict(modalities=('vision', 'language'), attention='decoupled', attention_bias='qkv', sub_norm=True, positions='absolute', unused_positions=2,
+                 relative='none', layer_scale=0., drop_path=0.1, init='beit', norm_eps=1e-5)
+_MULTIWAY = dict(modalities=('vision', 'language'), attention='shared', attention_bias='qkv', joint_layers=3, positions='absolute',
+                 relative='none', layer_scale=0., drop_path=0.1, init='beit')
 
 SIZES = dict( # name -> what differs from TrunkConfig
     pico  = dict(_LAB, image_size=32, patch_size=4, embed_dim=128, depth=4, num_heads=4),
@@ -24,6 +28,9 @@ SIZES = dict( # name -> what differs from TrunkConfig
     large = dict(_PAPER, embed_dim=1024, depth=24, num_heads=16, layer_scale=1e-5),
     huge  = dict(_PAPER, patch_size=14, embed_dim=1280, depth=32, num_heads=16, layer_scale=1e-5),
     giant = dict(_PAPER, patch_size=14, embed_dim=1408, depth=40, num_heads=16, hidden_dim=6144, layer_scale=0.),
+    beit3_base  = dict(_RELEASED, embed_dim=768, depth=12, num_heads=12),
+    beit3_large = dict(_RELEASED, embed_dim=1024, depth=24, num_heads=16),
+    beit3_giant = dict(_MULTIWAY, patch_size=14, embed_dim=1408, depth=40, num_heads=16, hidden_dim=6144),
 )
 
 # %% ../../nbs/04_trunk/03_sizes.ipynb #55320d2d
