@@ -6,7 +6,7 @@
 __all__ = ['MIMSteps', 'HeldOut', 'MIMLearner', 'mim_learner', 'check_fit', 'tokenize', 'predict_tokens', 'show_predictions',
            'evaluate', 'plot_curve', 'write_log', 'read_log', 'compare_with_shipped']
 
-# %% ../../nbs/05_pretrain/02_learner.ipynb #d0c320d7
+# %% ../../nbs/05_pretrain/02_learner.ipynb #6c7676de
 import csv, math
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from fastai.learner import Learner
+from fastcore.basics import patch
 
 from ..core import GUESS, INK, VISION, ConfigError, DataError, atomic_path, generator, hide, lab_style, read_json, samples, show_grid
 from ..data.loaders import step_indices
@@ -24,7 +25,7 @@ from .objectives import (IGNORE, MIMConfig, MaskedImageModel, at_hidden, hidden_
                                           token_accuracy)
 from ..training import TrainConfig, step_loaders, watched_learner
 
-# %% ../../nbs/05_pretrain/02_learner.ipynb #15b9e52e
+# %% ../../nbs/05_pretrain/02_learner.ipynb #46e06376
 class MIMSteps:
     "A data set whose item `t` is the batch `(pixels, mask, targets)` of step `t`."
     def __init__(self,
@@ -58,18 +59,21 @@ class MIMSteps:
         pixels, token_view = self.pictures(rows, mirrored, draw)
         return pixels, mask, self.targets(rows, mirrored, token_view, mask)
 
-    def pictures(self, rows, mirrored, draw):
-        "The same pictures for the trunk and for the tokenizer, (B, 3, S, S) in [0, 1] each."
-        if self.views is not None: return self.views(self.originals[rows].to(self.device), draw)
-        pixels = self.images[rows].to(self.device).float()/255
-        pixels = torch.where(rearrange(mirrored.to(self.device), 'b -> b 1 1 1'), pixels.flip(-1), pixels)
-        return pixels, pixels
+# %% ../../nbs/05_pretrain/02_learner.ipynb #c3c34cd0
+@patch
+def pictures(self:MIMSteps, rows, mirrored, draw):
+    "The same pictures for the trunk and for the tokenizer, (B, 3, S, S) in [0, 1] each."
+    if self.views is not None: return self.views(self.originals[rows].to(self.device), draw)
+    pixels = self.images[rows].to(self.device).float()/255
+    pixels = torch.where(rearrange(mirrored.to(self.device), 'b -> b 1 1 1'), pixels.flip(-1), pixels)
+    return pixels, pixels
 
-    def targets(self, rows, mirrored, token_view, mask):
-        "The hidden tokens, (B, h*w)."
-        cached = self.views is None and self.cache is not None
-        tokens = self.cache.pick(rows, mirrored).to(self.device) if cached else _encode(self.tokenizer, token_view)
-        return hidden_targets(tokens, mask)
+@patch
+def targets(self:MIMSteps, rows, mirrored, token_view, mask):
+    "The hidden tokens, (B, h*w)."
+    cached = self.views is None and self.cache is not None
+    tokens = self.cache.pick(rows, mirrored).to(self.device) if cached else _encode(self.tokenizer, token_view)
+    return hidden_targets(tokens, mask)
 
 @torch.inference_mode()
 def _encode(tokenizer, images):
