@@ -337,7 +337,7 @@ def tokenizer_learner(
         model = Autoencoder(replace(config, seed=seed))
     few = images[torch.randperm(len(images), generator=generator(seed, 'start'))[:start_images]]
     per_step = math.prod(model.grid(images.shape[-2:]))*batch_size
-    piece = next((p for p in (50, 40, 30, 20, 10) if steps % p == 0), steps) # between two checkpoints; stages planned in minutes are whole tens
+    piece = next((p for p in (50, 40, 30, 20, 10) if steps % p == 0 and steps >= 3*p), steps) # between two checkpoints; a stage planned in minutes has whole tens
     plan = TrainConfig(steps, batch_size, lr, lr/100, max(1, steps//20), weight_decay=0., betas=(0.9, 0.99), piece=piece, seed=seed)
     loaders = step_loaders(StepBatches(images, steps, batch_size, seed), [], piece, lab_device())
     cbs = [TendCodebook(few, per_step), *([TellProgress(progress)] if progress else []), *cbs]
