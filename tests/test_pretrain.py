@@ -12,7 +12,7 @@ from beit_lab.data.loaders import TwoViews
 from beit_lab.masking import draw_masks
 from beit_lab.pretrain.learner import MIMSteps, evaluate, mim_learner, predict_tokens
 from beit_lab.pretrain.objectives import IGNORE, Guesses, MIMConfig, MaskedImageModel, hidden_targets, masked_cross_entropy, score_guesses
-from beit_lab.training import TrainConfig, train
+from beit_lab.training import TrainConfig, _autocast_depth, train
 from beit_lab.trunk.sizes import trunk_config
 
 
@@ -53,6 +53,33 @@ def test_resumed_run_equals_undisturbed(small, mode, at, tmp_path):
     resumed = train(learner(small, mode, drop_path=0.2), tmp_path/'state')
     for (name, a), b in zip(undisturbed.model.state_dict().items(), resumed.model.state_dict().values()): assert torch.equal(a, b), name
     assert [r['step'] for r in resumed.run_log.rows] == [6, 12, 18, 24]
+
+
+class Interrupt(Callback):
+    "A notebook's interrupt: once, at an event of a step."
+    order = 50
+    def __init__(self, event, step):
+        self.at = step
+        setattr(self, event, self._interrupt)
+    def _interrupt(self):
+        if not self.training or self.epoch*self.n_iter + self.iter != self.at: return
+        self.at = None
+        raise KeyboardInterrupt
+
+
+@pytest.mark.filterwarnings('ignore:CUDA is not available')
+@pytest.mark.parametrize('event, at, kept', [('after_pred', 2, True), ('before_step', 13, True), ('before_step', 13, False)])
+def test_interrupted_learner_stays_usable(small, event, at, kept, tmp_path):
+    "It predicts, is judged, and goes on to the end: with a checkpoint to the same bits, whatever an interrupted step left behind."
+    learn = learner(small, cbs=[Interrupt(event, at)]).to_bf16()  # on a CPU the numbers stay as they are, but fastai's autocast is entered
+    folder, callbacks, depth, judged = tmp_path/'state' if kept else None, len(learn.cbs), _autocast_depth(), learn.dls.valid.dataset
+    with pytest.raises(KeyboardInterrupt): train(learn, folder)
+    assert len(learn.cbs) == callbacks and _autocast_depth() == depth
+    assert predict_tokens(learn.model.eval(), judged.images, judged.tokens, judged.masks).shape == judged.tokens.shape
+    assert math.isfinite(evaluate(learn.model, judged)['loss']) and math.isfinite(learn.validate()[0])
+    train(learn, folder)
+    assert [row['step'] for row in learn.run_log.rows] == [6, 12, 18, 24]
+    if kept: assert all(torch.equal(a, b) for a, b in zip(train(learner(small)).model.state_dict().values(), learn.model.state_dict().values()))
 
 
 def test_tokenizer_resumes_too(small, tmp_path):
