@@ -30,53 +30,67 @@ def _filled(template:str, name:str, other:str)->str|None:
     match = _expression(template).fullmatch(name)
     return other.format(**match.groupdict()) if match else None
 
-# %% ../../nbs/04_trunk/05_layouts.ipynb #72d968df
+# %% ../../nbs/04_trunk/05_layouts.ipynb #ad076cc5
 def to_ours(
     state:dict,  # {their name: tensor}
-    rules:tuple, # (our name, their name, ...) each, with holes; several names of theirs are stacked
+    rules:tuple, # (our name, their name) or (our name, their name, 'unit') each, with holes; a side may be a tuple of names
 )->tuple:        # ({our name: tensor}, {our name: their names}, names that no rule knows)
     "Tensors under our names."
-    origin, counts, unknown = {}, {}, []                                            # origin: {our name: {place: their name}}
-    for name in state:
-        ours, place, count = _place(name, rules)
-        if ours is None or place in origin.get(ours, {}): unknown.append(name)      # a second name for one tensor is a stranger, too
-        else: origin.setdefault(ours, {})[place], counts[ours] = name, count
-    origin = {ours: [names[place] for place in sorted(names)] for ours, names in origin.items()}
-    whole = {ours: _stacked([state[name] for name in names]) for ours, names in origin.items() if len(names) == counts[ours]}
-    return whole, origin, unknown
+    return _translated(state, [(_several(theirs), _several(ours), (lambda t: t[None]) if unit else None) for ours, theirs, *unit in rules])
 
-def _place(name:str, rules:tuple)->tuple:
-    "Our name for a tensor of theirs, which part of ours it is, and of how many; (None, 0, 0) where no rule knows it."
-    for ours, *theirs in rules:
-        for place, template in enumerate(theirs):
-            if (found := _filled(template, name, ours)) is not None: return found, place, len(theirs)
-    return None, 0, 0
-
-def _stacked(tensors:list)->torch.Tensor: return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
-
-# %% ../../nbs/04_trunk/05_layouts.ipynb #1003dd33
 def to_theirs(
     state:dict,  # {our name: tensor}
     rules:tuple, # as `to_ours`
-)->tuple:        # ({their name: tensor}, names that no rule knows)
-    "Tensors under their names."
-    theirs, unknown = {}, []
-    for name, tensor in state.items():
-        names = their_names(name, rules)
-        theirs.update(zip(names, tensor.chunk(len(names)) if len(names) > 1 else [tensor]))
-        if not names: unknown.append(name)
-    return theirs, unknown
+)->tuple:        # ({their name: tensor}, {their name: our names}, names that no rule knows)
+    "Tensors under their names: the same rules, read the other way."
+    return _translated(state, [(_several(ours), _several(theirs), (lambda t: t[0]) if unit else None) for ours, theirs, *unit in rules])
 
+def _several(names)->tuple: return (names,) if isinstance(names, str) else names
+
+# %% ../../nbs/04_trunk/05_layouts.ipynb #8169e9a0
+def _translated(
+    state:dict,  # {name: tensor}
+    rules:list,  # (names, names on the other side, what is done to the tensor or None)
+)->tuple:        # ({name on the other side: tensor}, {name on the other side: names}, names that no rule knows)
+    "Tensors under the names of the other side."
+    groups, unknown = {}, []                            # groups: {names on the other side: (rule, {place: name})}
+    for name in state:
+        rule, place, targets = _place(name, rules)
+        names = groups.setdefault(targets, (rule, {}))[1] if targets else {}
+        if not targets or place in names: unknown.append(name)
+        else: names[place] = name
+    tensors, origin = {}, {}
+    for targets, (rule, names) in groups.items():
+        names = [names[place] for place in sorted(names)]
+        origin.update({target: names for target in targets})
+        if len(names) == len(rule[0]): tensors.update(zip(targets, _regrouped([state[name] for name in names], len(targets), rule[2])))
+    return tensors, origin, unknown
+
+def _place(name:str, rules:list)->tuple:
+    "The rule for a name, the name's place among those it stands with, and all names of the other side."
+    for rule in rules:
+        for place, template in enumerate(rule[0]):
+            if (targets := tuple(_filled(template, name, other) for other in rule[1]))[0] is not None: return rule, place, targets
+    return None, 0, ()
+
+def _regrouped(tensors:list, count:int, change)->list:
+    "Several tensors as `count` others: stacked, then cut."
+    if change: tensors = [change(tensor) for tensor in tensors]
+    if len(tensors) == count: return tensors
+    return torch.cat(tensors).chunk(count)
+
+# %% ../../nbs/04_trunk/05_layouts.ipynb #6579288a
 def their_names(
     name:str,    # of one of our tensors
     rules:tuple, # as `to_ours`
 )->list:         # in the order in which they are stacked; empty where no rule knows it
     "What they call a tensor of ours."
-    fitting = (rule for rule in rules if _expression(rule[0]).fullmatch(name))
-    ours, *theirs = next(fitting, (name,))
-    return [_filled(ours, name, template) for template in theirs]
+    for ours, theirs, *_ in rules:
+        for template in _several(ours):
+            if _expression(template).fullmatch(name): return [_filled(template, name, other) for other in _several(theirs)]
+    return []
 
-# %% ../../nbs/04_trunk/05_layouts.ipynb #5f94a924
+# %% ../../nbs/04_trunk/05_layouts.ipynb #28ea5425
 @dataclass(frozen=True)
 class Layout:
     "How somebody's code names the tensors of a BEiT."
@@ -88,16 +102,21 @@ class Layout:
     computed:tuple=()   # their names of what can be computed, with holes
     extra:tuple=()      # rules of what only pretraining needs; our names as in a list of blocks
     prefix:str=''       # before their names of the trunk; missing where a file holds a trunk alone
+    norm_eps:float=1e-6 # epsilon of the layer norms of such models, which no file tells
+    unused:int=0        # rows at the start of their tables of positions that nothing reads
 
     def rules(self,
         relative:str=None, # 'shared', 'per_layer' or 'none'; None: any, to read what may be either
         kind:str=None,     # 'trunk' or one of `heads`; None: any
     )->tuple:              # our names of the trunk begin with 'trunk.'
         "The rules that matter for one model."
-        tables = [r for kind, rules in self.tables.items() if relative in (None, kind) for r in rules]
+        tables = [r for name, rules in self.tables.items() if relative in (None, name) for r in rules]
         heads = [r for name, rules in self.heads.items() if kind in (None, name) for r in rules]
-        trunk = [('trunk.' + ours, *theirs) for ours, *theirs in (*self.trunk, *tables)]
-        return (*trunk, *heads, *(('extra.' + ours, *theirs) for ours, *theirs in self.extra))
+        return (*_below('trunk.', (*self.trunk, *tables)), *heads, *_below('extra.', self.extra))
+
+def _below(place:str, rules:tuple)->tuple:
+    "Rules whose own side lies below `place`."
+    return tuple((tuple(place + name for name in _several(ours)), *rest) for ours, *rest in rules)
 
 # %% ../../nbs/04_trunk/05_layouts.ipynb #912c5805
 _UNILM_BLOCK = (
@@ -119,10 +138,10 @@ _UNILM_TRUNK = (
     *_UNILM_BLOCK,
     ('norm.{p}', 'norm.{p}'))
 
-# %% ../../nbs/04_trunk/05_layouts.ipynb #d56ff7c8
+# %% ../../nbs/04_trunk/05_layouts.ipynb #50c29490
 def _moved(rules:tuple, ours:str, theirs:str)->tuple:
     "Rules for blocks that lie elsewhere on both sides."
-    return tuple(tuple(name.replace('blocks.', place, 1) for name, place in zip(rule, (ours, theirs))) for rule in rules)
+    return tuple((own.replace('blocks.', ours), other.replace('blocks.', theirs)) for own, other in rules)
 
 _UNILM = Layout('unilm', "the names of BEiT's and BEiT v2's authors (unilm), and of timm's Beit", _UNILM_TRUNK,
     tables=dict(shared=(('relative.0.table', 'rel_pos_bias.relative_position_bias_table'),),
@@ -132,7 +151,7 @@ _UNILM = Layout('unilm', "the names of BEiT's and BEiT v2's authors (unilm), and
     computed=('rel_pos_bias.relative_position_index', 'blocks.{i}.attn.relative_position_index'),
     extra=(*_moved(_UNILM_BLOCK, '', 'cls_pt_layers.'), ('norm.{p}', 'cls_pt_norm.{p}'), ('head.{p}', 'cls_pt_lm_head.{p}')))
 
-# %% ../../nbs/04_trunk/05_layouts.ipynb #0025bae1
+# %% ../../nbs/04_trunk/05_layouts.ipynb #0454bb0d
 _HF_EMBEDDINGS = (
     ('embeddings.vision.class_token', 'beit.embeddings.cls_token'),
     ('embeddings.vision.mask_token', 'beit.embeddings.mask_token'),
@@ -147,7 +166,7 @@ def _hf_block(block:str, attention:str, names:tuple)->tuple:
     "A block of transformers: where it is, where its attention is, and what it calls q, k, v, proj, fc1, fc2."
     query, key, value, proj, fc1, fc2 = names
     return (('blocks.{i}.norm1.{p}', f'{block}.layernorm_before.{{p}}'),
-            ('blocks.{i}.attention.qkv.weight', *(f'{attention}.{part}.weight' for part in (query, key, value))),
+            ('blocks.{i}.attention.qkv.weight', tuple(f'{attention}.{part}.weight' for part in (query, key, value))),
             ('blocks.{i}.attention.q_bias', f'{attention}.{query}.bias'), ('blocks.{i}.attention.v_bias', f'{attention}.{value}.bias'),
             ('blocks.{i}.attention.proj.{p}', f'{block}.{proj}.{{p}}'),
             ('blocks.{i}.scale1.gamma', f'{block}.lambda_1'),
@@ -174,16 +193,65 @@ _HF_MEMORY = Layout('transformers-5', "the names of transformers' BEiT in memory
                 per_layer=(('relative.{i}.table', f'{_MEMORY}.{_TABLE}'),)),
     heads=_HF_HEADS, prefix='beit.')
 
-# %% ../../nbs/04_trunk/05_layouts.ipynb #0bfbcb88
-_OURS = {ours for ours, *_ in (*_UNILM_TRUNK, ('relative.{i}.table',))}
+# %% ../../nbs/04_trunk/05_layouts.ipynb #45b346bf
+def _beit3_copy(modality:str, copy:str)->tuple:
+    "What BEiT-3 has for each modality."
+    layer, attention = 'beit3.encoder.layers.{i}', 'beit3.encoder.layers.{i}.self_attn'
+    ours = f'blocks.{{i}}.attention.{modality}'
+    return ((f'blocks.{{i}}.norm1.{modality}.{{p}}', f'{layer}.self_attn_layer_norm.{copy}.{{p}}'),
+            (f'{ours}.qkv.weight', tuple(f'{attention}.{part}_proj.{copy}.weight' for part in 'qkv')),
+            *((f'{ours}.{part}_bias', f'{attention}.{part}_proj.{copy}.bias') for part in 'qkv'),
+            (f'{ours}.sub_norm.{{p}}', f'{attention}.inner_attn_ln.{copy}.{{p}}'),
+            (f'{ours}.proj.{{p}}', f'{attention}.out_proj.{copy}.{{p}}'),
+            (f'blocks.{{i}}.experts.{modality}.norm2.{{p}}', f'{layer}.final_layer_norm.{copy}.{{p}}'),
+            (f'blocks.{{i}}.experts.{modality}.fc{{n}}.{{p}}', f'{layer}.ffn.{copy}.fc{{n}}.{{p}}'),
+            (f'blocks.{{i}}.experts.{modality}.sub_norm.{{p}}', f'{layer}.ffn.{copy}.ffn_layernorm.{{p}}'),
+            (f'norm.{modality}.{{p}}', f'beit3.encoder.layer_norm.{copy}.{{p}}'),
+            (f'embeddings.{modality}.positions', f'beit3.encoder.embed_positions.{copy}.weight', 'unit'))
 
-_OWN = Layout('beit_lab', 'our own names', tuple((ours, f'trunk.{ours}') for ours in sorted(_OURS)), tables={}, prefix='trunk.',
-              heads=dict(mim=(('head.{p}', 'head.{p}'), ('decoder.{a}', 'decoder.{a}')),
-                         classifier=(('norm.{p}', 'norm.{p}'), ('head.{p}', 'head.{p}'))))
+_BEIT3_HEADS = dict(
+    classifier=(('norm.{p}', 'fc_norm.{p}'), ('head.{p}', 'head.{p}')),
+    vqa=(('head.norm.{p}', 'pooler.norm.{p}'), ('head.pool.{p}', 'pooler.dense.{p}'), ('head.wide.{p}', 'head.0.{p}'),
+         ('head.wide_norm.{p}', 'head.1.{p}'), ('head.answer.{p}', 'head.3.{p}')),
+    nlvr2=(('head.norm.{p}', 'head.norm1.{p}'), ('head.wide.{p}', 'head.dense1.{p}'),
+           ('head.wide_norm.{p}', 'head.norm2.{p}'), ('head.answer.{p}', 'head.dense2.{p}')),
+    captioning=(('head.words.{p}', 'mlm_head.{p}'),),
+    pretraining=(('head.words.{p}', 'mlm_head.{p}'), ('head.codes.{p}', 'mim_head.{p}')),
+    retrieval=(('head.language.weight', 'language_head.weight'), ('head.vision.weight', 'vision_head.weight'), ('head.logit_scale', 'logit_scale')))
 
-LAYOUTS = {layout.name: layout for layout in (_UNILM, _HF_DISK, _HF_MEMORY, _OWN)}
+# %% ../../nbs/04_trunk/05_layouts.ipynb #6f16757a
+_BEIT3 = Layout('beit3', "the names of BEiT-3's authors (unilm, torchscale)",
+    (('embeddings.vision.class_token', 'beit3.vision_embed.cls_token'),
+     ('embeddings.vision.mask_token', 'beit3.vision_embed.mask_token'),
+     ('embeddings.vision.projection.{p}', 'beit3.vision_embed.proj.{p}'),
+     ('embeddings.language.words.weight', 'beit3.text_embed.weight'),
+     *_beit3_copy('vision', 'A'), *_beit3_copy('language', 'B')),
+    tables={}, heads=_BEIT3_HEADS, prefix='beit3.', norm_eps=1e-5, unused=2)
 
-# %% ../../nbs/04_trunk/05_layouts.ipynb #5b692eb9
+_VISION = 'blocks.{i}.attention.vision'
+
+_TIMM_BEIT3 = Layout('timm-beit3', "timm's names of BEiT-3's vision half",
+    (('embeddings.vision.class_token', 'cls_token'), ('embeddings.vision.positions', 'pos_embed'),
+     ('embeddings.vision.projection.{p}', 'patch_embed.proj.{p}'),
+     ('blocks.{i}.norm1.vision.{p}', 'blocks.{i}.norm1.{p}'),
+     (f'{_VISION}.qkv.weight', 'blocks.{i}.attn.qkv.weight'),
+     ((f'{_VISION}.q_bias', f'{_VISION}.k_bias', f'{_VISION}.v_bias'), 'blocks.{i}.attn.qkv.bias'),
+     (f'{_VISION}.sub_norm.{{p}}', 'blocks.{i}.attn.norm.{p}'), (f'{_VISION}.proj.{{p}}', 'blocks.{i}.attn.proj.{p}'),
+     ('blocks.{i}.experts.vision.norm2.{p}', 'blocks.{i}.norm2.{p}'),
+     ('blocks.{i}.experts.vision.fc{n}.{p}', 'blocks.{i}.mlp.fc{n}.{p}'),
+     ('blocks.{i}.experts.vision.sub_norm.{p}', 'blocks.{i}.mlp.norm.{p}'), ('norm.vision.{p}', 'norm.{p}')),
+    tables={}, heads=dict(classifier=_BEIT3_HEADS['classifier']), norm_eps=1e-5)
+
+# %% ../../nbs/04_trunk/05_layouts.ipynb #2adcf0bb
+_OURS = ('embeddings.{a}', 'relative.{i}.table', *(f'blocks.{{i}}.{part}.{{a}}' for part in ('norm1', 'attention', 'scale1', 'experts')), 'norm.{a}')
+
+_OWN = Layout('beit_lab', 'our own names', tuple((ours, f'trunk.{ours}') for ours in _OURS), tables={}, prefix='trunk.',
+              heads=dict(mim=(('head.{p}', 'head.{p}'),), classifier=(('norm.{p}', 'norm.{p}'), ('head.{p}', 'head.{p}')),
+                         visible=(('head.{p}', 'head.{p}'), ('decoder.{a}', 'decoder.{a}'))))
+
+LAYOUTS = {layout.name: layout for layout in (_UNILM, _HF_DISK, _HF_MEMORY, _BEIT3, _TIMM_BEIT3, _OWN)}
+
+# %% ../../nbs/04_trunk/05_layouts.ipynb #bb6c6af6
 def detect_layout(
     names,      # of the tensors in a file
 )->Layout:      # the one that knows most of them
@@ -204,4 +272,5 @@ def with_prefix(
 
 def _known(name:str, layout:Layout)->bool:
     "Does this layout know the name?"
-    return _place(name, layout.rules())[0] is not None or any(_expression(t).fullmatch(name) for t in layout.computed)
+    known = (*layout.computed, *(name for _, theirs, *_ in layout.rules() for name in _several(theirs)))
+    return any(_expression(template).fullmatch(name) for template in known)
