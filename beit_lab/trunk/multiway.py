@@ -201,20 +201,19 @@ def select(self:Cache,
     self.layers = {i: (k[rows], v[rows]) for i, (k, v) in self.layers.items()}
     self.pad = self.pad[rows]
 
-# %% ../../nbs/04_trunk/02_multiway.ipynb #9c68597c
+# %% ../../nbs/04_trunk/02_multiway.ipynb #35f94cd3
 def causal_mask(
     segments:dict,           # {modality: Segment} to be encoded together
     cache:Cache=None,        # as `Trunk.encode`
     causal:tuple=('language',), # modalities that are written one position after the other
 )->torch.Tensor:             # (1, 1, N, keys) bool, True where i may look at j
     "Who may look at whom where a text is written: a word at the picture and at the words before it, the picture at itself (BEiT-3's captioning)."
-    sizes, earlier = {name: s.states.shape[1] for name, s in segments.items()}, cache.size if cache else 0
-    given = torch.cat([torch.full((n,), name not in causal) for name, n in sizes.items()])       # (N,) bool
-    before = torch.ones(len(given), earlier + len(given), dtype=torch.bool).tril(earlier)
-    both_given = F.pad(given[:, None] & given[None], (earlier, 0))
-    written_later = F.pad(given[:, None] & ~given[None], (earlier, 0))
-    device = next(iter(segments.values())).states.device
-    return rearrange((before | both_given) & ~written_later, 'i j -> 1 1 i j').to(device)
+    counts = {name: s.states.shape[1] for name, s in segments.items()}
+    given = torch.cat([torch.full((n,), name not in causal) for name, n in counts.items()])      # (N,) bool: not written, seen by all
+    earlier_or_self = torch.ones(len(given), len(given), dtype=torch.bool).tril()
+    allowed = given | (rearrange(~given, 'i -> i 1') & earlier_or_self)                          # (N, N)
+    allowed = F.pad(allowed, (cache.size if cache else 0, 0), value=True)
+    return rearrange(allowed, 'i j -> 1 1 i j').to(next(iter(segments.values())).states.device)
 
 # %% ../../nbs/04_trunk/02_multiway.ipynb #9b0a1240
 @patch
