@@ -11,6 +11,7 @@ from .data.scenes import *
 from .data.language import *
 from .data.pictures import *
 from .data.sources import *
+from .data.text import *
 from .data.loaders import *
 from .masking import *
 from .trunk.blocks import *
