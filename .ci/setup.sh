@@ -44,3 +44,5 @@ if ! .venv/bin/python -m pip install --disable-pip-version-check -q $pins -e '.[
   if grep -qiE 'connection|resolve|network|timed out|No matching distribution' "$log"; then stop "the packages could not be fetched: check the network (or the proxy) and run the same command again; it continues where it stopped."; fi
   stop "the installation failed; the last lines are above, the whole log is $log."
 fi
+peers=$(sed -n 's/^peer_requirements *= *//p' settings.ini)
+.venv/bin/python -m pip install --disable-pip-version-check -q --no-deps $peers >>"$log" 2>&1 || echo "beit_lab: $peers could not be fetched; tests that compare with it will be skipped."
