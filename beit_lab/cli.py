@@ -79,7 +79,9 @@ def run(
     arguments:list, # what follows it on the command line
 ):
     "Read the arguments as the function's signature and comments describe them, and call it."
-    given = vars(anno_parser(COMMANDS[name], prog=f'beit-lab {name}').parse_args(arguments))
+    parser = anno_parser(COMMANDS[name], prog=f'beit-lab {name}')
+    parser.error = lambda message: sys.exit(f'beit-lab: {message}; `beit-lab {name} --help` lists the options') # instead of a page of usage
+    given = vars(parser.parse_args(arguments))
     COMMANDS[name](**{k: v for k, v in given.items() if k not in ('pdb', 'xtra')})
 
 
