@@ -204,3 +204,10 @@ def test_checkpoint_without_its_story(unfinished, lab):
     assert 'is no checkpoint of this version' in lab('pretrain', '--data', 'digits', '--out', unfinished)
     save_file(read_tensors(file), file, dict(about='{"plan": 1'))
     assert 'is no checkpoint of this version' in lab('pretrain', '--data', 'digits', '--out', unfinished)
+
+
+def test_checkpoint_whose_optimiser_does_not_fit(unfinished, lab):
+    file = unfinished/'pretrain_state'/STATE
+    about, tensors = dict(about=json.dumps(dict(zip(('plan', 'pieces', 'log'), read_about(file))))), read_tensors(file)
+    save_file({**tensors, 'optimiser.0.exp_avg': torch.zeros(3, 5)}, file, about)
+    assert 'do not fit this model' in lab('pretrain', '--data', 'digits', '--out', unfinished)
