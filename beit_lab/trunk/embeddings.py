@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EMBEDDINGS', 'TrunkConfig', 'Segment', 'VisionEmbedding', 'LanguageEmbedding']
 
-# %% ../../nbs/04_trunk/02_embeddings.ipynb #623b2ad2
+# %% ../../nbs/04_trunk/02_embeddings.ipynb #1eba28dc
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core import ConfigError
-from .blocks import sincos_positions
+from .attention import sincos_positions
 
 # %% ../../nbs/04_trunk/02_embeddings.ipynb #0dd497a6
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Encoded', 'Trunk', 'Cache', 'causal_mask']
 
-# %% ../../nbs/04_trunk/02_multiway.ipynb #d9abeaeb
+# %% ../../nbs/04_trunk/02_multiway.ipynb #9e8093f3
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..core import ConfigError, Saved
 from ..data.pictures import image_batch, one_picture
-from .blocks import Block, RelativeBias, amplify_residuals, by_slice, draw_weights, init_weights, rescale_residuals
+from .attention import RelativeBias
+from .blocks import Block, amplify_residuals, by_slice, draw_weights, init_weights, rescale_residuals
 from .embeddings import EMBEDDINGS, LanguageEmbedding, Segment, TrunkConfig, VisionEmbedding
 
 # %% ../../nbs/04_trunk/02_multiway.ipynb #194ca444
