@@ -106,7 +106,7 @@ def piece_of(
     "Steps between two checkpoints: few enough that little is lost, and that a short run has a curve."
     return next((p for p in (50, 40, 30, 20) if steps % p == 0 and steps//p >= 8), PIECE)
 
-# %% ../nbs/09_main_job.ipynb #77888a88
+# %% ../nbs/09_main_job.ipynb #d314d21f
 class Job:
     "One run of the main job: its folder, its settings, its data, its stages."
     def __init__(self,
@@ -119,6 +119,7 @@ class Job:
     ):
         self.data, self.out, self.seed, self.started = str(data), Path(out), seed, time.monotonic()
         self.choices = {k: v for k, v in choices.items() if v is not None}
+        replace(Recipe(), **self.choices) # refuses what no run can do
         self.tokenizer_folder = tokenizer_folder
         if not str(out) or max(map(len, Path(out).parts)) > 200: raise ConfigError('--out is empty or too long for a disk: give it the name of a folder')
         if not 0 <= seed < 2**63: raise ConfigError(f'--seed must lie between 0 and 2**63, not {seed}')

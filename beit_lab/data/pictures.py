@@ -20,7 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..core import ConfigError, DataError, as_floats, pixels
 
-# %% ../../nbs/01_data/03_pictures.ipynb #4dd8929a
+# %% ../../nbs/01_data/03_pictures.ipynb #252520ed
 def as_rgb(
     picture:Image.Image, # of any mode
 )->Image.Image:          # of mode RGB
@@ -34,11 +34,12 @@ def as_rgb(
 
 def _eight_bits(grey:np.ndarray)->np.ndarray:
     "Grey values as bytes. Floats within 0..1 are shares of white; other floats are taken to be 0..255 already."
+    grey = np.where(np.isfinite(grey), grey, 0)
     if grey.dtype.kind == 'f': scaled = grey*255 if grey.size and grey.max() <= 1 else grey
     else: scaled = grey/257                                    # 65535/255
-    return np.nan_to_num(scaled).round().clip(0, 255).astype(np.uint8)
+    return scaled.round().clip(0, 255).astype(np.uint8)
 
-# %% ../../nbs/01_data/03_pictures.ipynb #332d47f6
+# %% ../../nbs/01_data/03_pictures.ipynb #46a6c4cf
 MAX_PIXELS = 64_000_000  # our choice: a larger picture is refused, since RGB alone would take 192 MB
 MAX_BYTES = 8*MAX_PIXELS # a file this large is no picture of so few pixels: four channels of 16 bits take no more
 
@@ -51,6 +52,7 @@ def read_picture(
     try:
         picture = _opened(raw)
         width, height = picture.size
+        if not width*height: raise DataError('it has no pixels')
         if width*height > max_pixels: raise DataError(f'{width}x{height} pixels, more than the limit of {max_pixels:,}')
         if shorter_side: picture.draft(None, (3*shorter_side, 3*shorter_side))
         return as_rgb(ImageOps.exif_transpose(picture))
@@ -253,13 +255,21 @@ def _in_threads(function, count:int, chunk:int=64):
         warnings.simplefilter('ignore') # Pillow warns of large pictures and odd files; we count them instead
         for _ in pool.map(work, range(0, count, chunk)): pass
 
-# %% ../../nbs/01_data/03_pictures.ipynb #eeb86054
+# %% ../../nbs/01_data/03_pictures.ipynb #78c13ed5
+def _check_room(name:str, count:int, size:int):
+    "Refuse a block of pictures that is larger than the memory of this machine, where the system tells."
+    try: room = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
+    except (AttributeError, OSError, ValueError): return
+    if (needed := 3*count*size*size) > room: raise DataError(f'{name}: {count:,} pictures of {size} pixels need {needed/2**30:,.0f} GB, this machine has {room/2**30:,.0f}: '
+                                                             'make them smaller, or use a part of them (at_most)')
+
 @patch
 def images(self:PictureSource,
     size:int,      # side in pixels
 )->torch.Tensor:   # (N, 3, size, size) uint8
     "All pictures as one tensor of bytes: shorter side to `size`, middle square; decoded once and kept."
     if size not in self._kept:
+        _check_room(self.name, len(self), size)
         block = np.empty((len(self), 3, size, size), np.uint8)
         def fill(i): block[i] = rearrange(square_crop(self.read(int(self.rows[i]), size), size), 'h w c -> c h w')
         if hasattr(self.pictures, 'render'): block[:] = self.pictures.render(self.rows, size) # drawn, not stored

@@ -33,20 +33,23 @@ def _percent(share:float, error:float=None)->str:
     "A share in percent, with its standard error if there is one."
     return f'{100*share:.1f} %' + (f' ± {100*error:.1f}' if error else '')
 
-# %% ../../nbs/08_show/06_report.ipynb #a95f02bd
+# %% ../../nbs/08_show/06_report.ipynb #3a962088
 def _given(out:Path, job:dict, metrics:dict)->str:
     recipe = job['recipe']
     side, patch = recipe['image_size'], recipe['patch_size']
     return (f'<p>The pictures come from <b>{html.escape(job["data"])}</b>. Each is seen at {side}&times;{side} pixels and cut into {(side//patch)**2} patches of '
             f'{patch}&times;{patch}. Nothing below was measured on a picture that was learnt from, unless it says so.</p>' + _picture(out/'pictures.png', 'A few of them.'))
 
+def _decibel(value:float)->str:
+    "A PSNR; without any error it is infinite, which JSON writes as null."
+    return '&infin; dB' if value is None else f'{value:.1f} dB'
+
 def _words(out:Path, job:dict, metrics:dict)->str:
     t = metrics['tokenizer']
-    gain = t['psnr_db'] - t['patch_mean_psnr_db']
     return ('<p>A picture has no words, so the tokenizer invents some: a codebook of small patches, learnt so that a picture can be spelt in it and still be recognised.</p>'
             + _tiles((f'{t["codebook_size"]}', 'codes'), (_percent(t['codebook_usage']), 'of them used on held-out pictures'),
                      (f'{t["perplexity"]:.0f}', 'perplexity: as if so many were used equally often'),
-                     (f'{t["psnr_db"]:.1f} dB', f'reconstruction, {gain:+.1f} dB against painting each patch with its own mean colour'))
+                     (_decibel(t["psnr_db"]), f'reconstruction; painting each patch with its own mean colour gives {_decibel(t["patch_mean_psnr_db"])}'))
             + _picture(out/'reconstruction.png', 'Held-out pictures, their tokens as tiles in the colour of each code, and the tokens decoded again.')
             + _picture(out/'codebook.png', 'All codes, most used first, and how often each is used.'))
 
@@ -72,14 +75,14 @@ def _guessing(out:Path, job:dict, metrics:dict)->str:
     return (f'<p>{verdict} A token is one of {metrics["tokenizer"]["codebook_size"]}, so small accuracies are normal; near misses, a slightly different white, count as wrong.</p>'
             + _table(['held-out pictures', 'cross-entropy, nats', 'token accuracy'], rows) + _objects(metrics) + _picture(out/'curve.png', 'The run, and what guessing gives.'))
 
-# %% ../../nbs/08_show/06_report.ipynb #3d934937
+# %% ../../nbs/08_show/06_report.ipynb #f0159ad8
 def _objects(metrics:dict)->str:
     "The same figures on the patches that an object touches, where the data knows its objects."
     if 'objects' not in metrics['pretrain']: return ''
     p, t = metrics['pretrain']['objects'], metrics['tokenizer']['objects']
     return (f'<p>Backgrounds are easy. On the patches that an object touches, the cross-entropy is {p["loss"]:.2f} (frequencies at each place: {p["unigram_loss"]:.2f}) and '
-            f'{_percent(p["token_accuracy"], p["token_accuracy_error"])} of the tokens are named exactly; the tokenizer reaches {t["psnr_db"]:.1f} dB there, '
-            f'{t["psnr_db"] - t["patch_mean_psnr_db"]:+.1f} dB against painting each patch with its mean.</p>')
+            f'{_percent(p["token_accuracy"], p["token_accuracy_error"])} of the tokens are named exactly; the tokenizer reaches {_decibel(t["psnr_db"])} there, '
+            f'where painting each patch with its mean gives {_decibel(t["patch_mean_psnr_db"])}.</p>')
 
 # %% ../../nbs/08_show/06_report.ipynb #3fa8d7b3
 _ARMS = dict(trained='the trained trunk', untrained='the same trunk, untrained', pixels='raw pixels', bag_of_codes='a bag of the tokenizer’s codes')
@@ -109,7 +112,7 @@ def _next(out:Path, job:dict, metrics:dict)->str:
 CHAPTERS = (('What you gave it', _given, None), ('The words it invented', _words, 'tokenizer'), ('The question', _question, 'pretrain'), ('Its answers, beside the truth', _answers, 'pretrain'),
             ('Is that better than guessing?', _guessing, 'pretrain'), ('Is it useful?', _useful, 'pretrain'), ('What to try next', _next, None))
 
-# %% ../../nbs/08_show/06_report.ipynb #e1f30da2
+# %% ../../nbs/08_show/06_report.ipynb #00094a10
 def write_report(
     out:str|Path, # the folder of a run
 )->Path:          # `report.html` in it
@@ -117,10 +120,17 @@ def write_report(
     out = Path(out)
     if not (out/'metrics.json').exists(): raise DataError(f'{out} holds no run: it has no metrics.json; run `beit-lab demo --out {out}` first')
     job, metrics = read_json(out/'job.json'), read_json(out/'metrics.json')
-    chapters = [f'<h2><span class="step">{i}</span>{title}</h2>' + (chapter(out, job, metrics) if needs is None or needs in metrics else '<p class="soft">This stage has not run yet.</p>')
-                for i, (title, chapter, needs) in enumerate(CHAPTERS, 1)]
-    with atomic_path(out/'report.html') as temporary: temporary.write_text(_page(job, metrics, ''.join(chapters)), encoding='utf-8')
+    try: page = _page(job, metrics, ''.join(_chapter(i, out, job, metrics) for i in range(len(CHAPTERS))))
+    except (KeyError, TypeError, ValueError, AttributeError) as problem: # somebody edited the figures
+        raise DataError(f'the figures in {out} are not those of a whole run ({type(problem).__name__}: {str(problem)[:60]}): start anew with --force') from None
+    with atomic_path(out/'report.html') as temporary: temporary.write_text(page, encoding='utf-8')
     return out/'report.html'
+
+def _chapter(i:int, out:Path, job:dict, metrics:dict)->str:
+    "Chapter number i, counted from 0."
+    title, chapter, needs = CHAPTERS[i]
+    text = chapter(out, job, metrics) if needs is None or needs in metrics else '<p class="soft">This stage has not run yet.</p>'
+    return f'<h2><span class="step">{i + 1}</span>{title}</h2>{text}'
 
 def _page(job:dict, metrics:dict, body:str)->str:
     "The whole page around its chapters."
