@@ -3,7 +3,7 @@
 Ours and the peer's take turns in one process with the same shapes, inputs and targets; figures are medians and ratios, ours over the peer's.
 Memory is the growth of the resident peak over three steps in a fresh process of its own. Single figures are milliseconds on this machine.
 """
-import argparse, json, os, resource, statistics, subprocess, sys, time
+import argparse, importlib.util, json, os, resource, statistics, subprocess, sys, time
 from pathlib import Path
 
 import torch
@@ -16,6 +16,9 @@ SIZES = dict(nano=(192, 4, 3, 32, 4, 512, 64), tiny=(192, 12, 3, 64, 8, 1024, 32
              small=(384, 12, 6, 224, 16, 8192, 8), base=(768, 12, 12, 224, 16, 8192, 4))
 ROUNDS = dict(nano=9, tiny=7, small=5, base=3)
 HIDDEN = 0.4
+# width, depth, heads, image, patch, batch: pictures of 64 patches with 24 words, 4 of them padding
+MULTIWAY = dict(nano=(192, 4, 3, 32, 4, 16), small=(384, 12, 6, 32, 4, 8))
+WORDS, PADDED, VOCAB = 24, 4, 1000
 
 
 def problem(size):
@@ -66,6 +69,43 @@ def transformers_beit(size):
     return step
 
 
+def multiway_problem(size):
+    "Pictures and padded texts."
+    *_, image, _, batch = MULTIWAY[size]
+    draw = generator('bench', 'multiway', size)
+    pad = (torch.arange(WORDS) >= WORDS - PADDED).expand(batch, -1)
+    return torch.rand(batch, 3, image, image, generator=draw), torch.randint(VOCAB, (batch, WORDS), generator=draw), pad
+
+
+def our_multiway(size, attention):
+    "One training step of the multiway trunk on pictures with texts: forward, backward, AdamW."
+    from beit_lab.trunk.sizes import trunk
+    width, depth, heads, image, patch, _ = MULTIWAY[size]
+    model = trunk('beit3_base', image_size=image, patch_size=patch, embed_dim=width, depth=depth, num_heads=heads, vocab_size=VOCAB, drop_path=0., attention=attention).train()
+    pixels, tokens, pad = multiway_problem(size)
+    opt = optimiser(model)
+    def step():
+        segments = model.embed({'vision': dict(pixels=pixels), 'language': dict(tokens=tokens, pad_mask=pad)})
+        torch.cat(list(model.encode(segments).states.values()), 1).square().mean().backward()
+        opt.step(); opt.zero_grad()
+    return step
+
+
+def torchscale_multiway(size):
+    "One training step of torchscale's BEiT-3 on the same."
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]/'tests'))
+    from beit3_peer import torchscale_beit3
+    width, depth, heads, image, patch, _ = MULTIWAY[size]
+    model = torchscale_beit3(width, depth, heads, 4*width, image, patch, VOCAB, 1022).train()
+    pixels, tokens, pad = multiway_problem(size)
+    opt = optimiser(model)
+    def step():
+        model(tokens, 2*pixels - 1, pad)['encoder_out'].square().mean().backward()
+        opt.step(); opt.zero_grad()
+    return step
+
+
+MULTIWAY_STEPS = dict(decoupled=lambda size: our_multiway(size, 'decoupled'), shared=lambda size: our_multiway(size, 'shared'), torchscale=torchscale_multiway)
 STEPS = dict(full=lambda size: ours(size, 'full'), visible=lambda size: ours(size, 'visible'), transformers=transformers_beit)
 
 
@@ -95,7 +135,7 @@ def memory_of(name, size):
 
 def measure_memory(name, size):
     "What the process of `memory_of` does."
-    step = STEPS[name](size)
+    step = {**STEPS, **MULTIWAY_STEPS}[name](size)
     before = peak()
     for _ in range(3): step()
     print(peak() - before)
@@ -110,6 +150,17 @@ def steps_beside_transformers(sizes):
             yield dict(name=f'masked image modelling step, {mode}, {size}', peer='transformers BeitForMaskedImageModeling',
                        time_ratio=ms[mode]/ms['transformers'], memory_ratio=mib[mode]/mib['transformers'], ours_ms=ms[mode],
                        peer_ms=ms['transformers'], ours_mib=mib[mode], peer_mib=mib['transformers'])
+
+
+def multiway_beside_torchscale():
+    "Pictures with texts, attention decoupled (the same parameters) and shared, beside torchscale's BEiT-3 where that is installed."
+    if importlib.util.find_spec('torchscale') is None: return print('no multiway comparison: torchscale is not installed')
+    for size in MULTIWAY:
+        ms = interleaved({name: make(size) for name, make in MULTIWAY_STEPS.items()}, ROUNDS[size])
+        mib = {name: memory_of(name, size) for name in MULTIWAY_STEPS}
+        for kind in ('decoupled', 'shared'):
+            yield dict(name=f'multiway step, {kind}, {size}', peer='torchscale BEiT3', time_ratio=ms[kind]/ms['torchscale'], memory_ratio=mib[kind]/mib['torchscale'],
+                       ours_ms=ms[kind], peer_ms=ms['torchscale'], ours_mib=mib[kind], peer_mib=mib['torchscale'])
 
 
 def masks():
@@ -166,7 +217,7 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(min(2, os.cpu_count()))
     if args.memory: return measure_memory(*args.memory)
-    parts = [steps_beside_transformers(['nano', 'tiny'] if args.quick else SIZES), masks(), scenes(), imports()]
+    parts = [steps_beside_transformers(['nano', 'tiny'] if args.quick else SIZES), multiway_beside_torchscale(), masks(), scenes(), imports()]
     rows = []
     for part in parts:
         for row in part:
