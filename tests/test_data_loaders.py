@@ -99,6 +99,21 @@ def test_views_on_a_gpu_are_those_of_the_cpu():
     for a, b in zip(views(images, generator(1)), views(images.cuda(), generator(1))): assert (a - b.cpu()).abs().max() < 2e-3
 
 
+@pytest.mark.parametrize('column', range(3))
+def test_what_must_be_still_is_still(column):
+    "One change is forbidden for some rows: those rows lack it, and all others are as they would have been."
+    images = torch.rand(12, 3, 20, 20, generator=generator('still'))
+    still = torch.zeros(12, 3, dtype=torch.bool)
+    still[::2, column] = True
+    views = TwoViews(20, 10, jitter=0.4)
+    free, careful = views(images, generator(7)), views(images, generator(7), still)
+    for a, b in zip(free, careful): assert torch.equal(a[1::2], b[1::2]) and not torch.equal(a, b)
+    if column == 0: assert torch.allclose(careful[0][::2], TwoViews(20, 10, flip=False, jitter=0.4)(images, generator(7))[0][::2])
+    everything = views(images, generator(7), torch.ones(12, 3, dtype=torch.bool))
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(everything, views.plain(images)))
+    for a, b in zip(free, views(images, generator(7), torch.zeros(12, 3, dtype=torch.bool))): assert torch.equal(a, b)
+
+
 # --- fastai --------------------------------------------------------------------------------------------------------------------------------
 
 def test_batches_are_the_rows_of_the_source():

@@ -134,7 +134,7 @@ def _grey(images:torch.Tensor)->torch.Tensor:
     red, green, blue = images.split(1, dim=1)
     return 0.299*red + 0.587*green + 0.114*blue
 
-# %% ../../nbs/01_data/05_loaders.ipynb #75f8ce57
+# %% ../../nbs/01_data/05_loaders.ipynb #cb4fd2f3
 @dataclass(frozen=True)
 class TwoViews:
     "BEiT's augmentation for whole batches: one colour change, one mirror and one box a picture, rendered for trunk and tokenizer."
@@ -149,25 +149,33 @@ class TwoViews:
     def __call__(self,
         images:torch.Tensor,       # (B, 3, H, W) uint8, or float in [0, 1]; on any device
         draw:torch.Generator=None, # on the CPU, so that every device gets the same draw
+        still:torch.Tensor=None,   # (B, 3) bool, True where a picture must not be mirrored, recoloured, cut: its caption would lie
     )->tuple:                      # (B, 3, size, size) and (B, 3, token_size, token_size), in [0, 1]
         "Both views of each picture."
         images = as_floats(images)
-        if self.jitter: images = jitter_colours(images, self.jitter, draw)
-        boxes = random_boxes(len(images), *images.shape[2:], self.scale, self.ratio, draw)
-        mirrored = torch.rand(len(images), generator=draw) < 0.5 if self.flip else None
-        return self._render(images, boxes, mirrored)
+        mirror, colours, cut = torch.zeros(3, len(images), dtype=torch.bool) if still is None else still.cpu().unbind(1)
+        if self.jitter: images = _kept(colours, images, jitter_colours(images, self.jitter, draw))
+        whole, boxes = self._whole(images), random_boxes(len(images), *images.shape[2:], self.scale, self.ratio, draw)
+        mirrored = (torch.rand(len(images), generator=draw) < 0.5) & ~mirror if self.flip else None
+        return self._render(images, _kept(cut, whole, boxes), mirrored)
 
     def plain(self,
         images:torch.Tensor, # (B, 3, H, W) uint8, or float in [0, 1]
     )->tuple:                # both views of the whole picture
         "The same two sizes without any chance: for validation."
-        boxes = torch.tensor([[0, 0, *images.shape[2:]]]).expand(len(images), 4)
-        return self._render(as_floats(images), boxes)
+        return self._render(as_floats(images), self._whole(images))
+
+    def _whole(self, images): return torch.tensor([[0, 0, *images.shape[2:]]]).expand(len(images), 4)
 
     def _render(self, images, boxes, mirrored=None):
         view = render(images, boxes, self.size, mirrored)
         if self.token_size in (None, self.size) and self.token_filter is cubic: return view, view
         return view, render(images, boxes, self.token_size or self.size, mirrored, self.token_filter)
+
+def _kept(kept:torch.Tensor, old:torch.Tensor, new:torch.Tensor)->torch.Tensor:
+    "The rows of `new`, but those of `old` where `kept` (B,) is True."
+    if not kept.any(): return new
+    return torch.where(kept.to(new.device).view(-1, *[1]*(new.ndim - 1)), old, new)
 
 # %% ../../nbs/01_data/05_loaders.ipynb #c499a8a5
 class PictureTensors:
