@@ -1,0 +1,144 @@
+"Masked data modelling: a batch is nothing but its samples, on one process or several, stopped or not."
+import pytest, torch
+from fastai.callback.core import Callback
+
+from beit_lab.codebook.autoencode import VQVAE, tokenizer_config
+from beit_lab.codebook.cache import cache_tokens
+from beit_lab.core import ConfigError, DataError, generator
+from beit_lab.data.text import train_text_tokenizer
+from beit_lab.pretrain.masked_data import MDMConfig, MaskedDataLoss, MaskedDataModel, MixedSteps, Pairs, Texts, blank_counts, blank_losses, mdm_learner
+from beit_lab.pretrain.objectives import IGNORE
+from beit_lab.training import TrainConfig, train
+from beit_lab.trunk.sizes import trunk_config
+
+TEXTS = [f'{a} {b} {c}' for a in ('red', 'blue', 'green') for b in ('circle', 'square above', 'star left of it') for c in ('here', 'over there', 'and one more red star')]
+
+
+def world(**choices):
+    "Small pictures, their tokens, a vocabulary, a task."
+    images = torch.randint(0, 256, (27, 3, 16, 16), dtype=torch.uint8, generator=generator('pictures'))
+    torch.manual_seed(0)
+    cache = cache_tokens(VQVAE(tokenizer_config(codebook_size=16, width=8)).eval(), images)
+    words = train_text_tokenizer(TEXTS, 300)
+    trunk = trunk_config('pico', image_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=2, modalities=('vision', 'language'), joint_layers=1,
+                         vocab_size=words.vocab_size, max_words=32, **choices.pop('trunk', {}))
+    task = MDMConfig(trunk, codebook_size=16, **choices)
+    pairs = Pairs(images, cache, TEXTS, words, task)
+    return task, dict(pictures=pairs.pictures, texts=Texts(TEXTS, words, task), pairs=pairs)
+
+
+def model_of(task):
+    torch.manual_seed(0)
+    return MaskedDataModel(task)
+
+
+def cut(value, rows): return {k: cut(v, rows) for k, v in value.items()} if isinstance(value, dict) else value[rows]
+
+
+def gradients(model, parts):
+    model.zero_grad()
+    for inputs, hidden, targets, weight in parts: (weight*MaskedDataLoss()(model(inputs, hidden), targets)).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize('kind', ['pictures', 'texts', 'pairs'])
+@pytest.mark.parametrize('hides', ['one', 'both'])
+def test_a_batch_is_its_samples(kind, hides):
+    "Each sample alone, its losses weighted by its share of the blanks: the gradient of the batch, padding and all."
+    task, kinds = world(pair_hides=hides)
+    model, batch = model_of(task), MixedSteps({kind: kinds[kind]}, {kind: 6})[2]
+    whole, alone = gradients(model, [(*batch, 1.)]), {}
+    counts = blank_counts(batch[2])
+    for i in range(6):
+        inputs, hidden, targets = (cut(part, slice(i, i + 1)) for part in batch)
+        model.zero_grad()
+        losses, own = blank_losses(model(inputs, hidden), targets), blank_counts(targets)
+        sum(loss*own[part]/counts[part] for part, loss in losses.items() if own[part]).backward()
+        for name, p in model.named_parameters(): alone[name] = alone.get(name, 0) + (p.grad if p.grad is not None else 0)
+    for name in whole: torch.testing.assert_close(torch.as_tensor(alone[name]).expand_as(whole[name]), whole[name], atol=2e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize('attention', ['shared', 'decoupled'])
+def test_what_is_absent_has_gradient_zero(attention):
+    task, kinds = world(trunk=dict(attention=attention))
+    found = gradients(model_of(task), [(*MixedSteps({'texts': kinds['texts']}, {'texts': 4})[0], 1.)])
+    idle = [name for name, g in found.items() if {'vision', 'joint'} & set(name.split('.'))]
+    assert idle and all(found[name].abs().max() == 0 for name in idle)
+    assert found['heads.language.weight'].abs().max() > 0
+
+
+def test_batches_depend_on_seed_and_step_alone():
+    _, kinds = world()
+    steps = MixedSteps(kinds, dict(pictures=3, texts=4, pairs=5))
+    steps.first_step = 2
+    same, other = steps[5], MixedSteps(kinds, dict(pictures=3, texts=4, pairs=5), seed=1)[7]
+    again = MixedSteps(kinds, dict(pictures=3, texts=4, pairs=5))[7]
+    assert torch.equal(same[0]['pairs']['language']['tokens'], again[0]['pairs']['language']['tokens'])
+    assert torch.equal(same[0]['pictures']['vision']['pixels'], again[0]['pictures']['vision']['pixels'])
+    assert not torch.equal(same[1]['pictures']['vision'], other[1]['pictures']['vision'])
+
+
+def test_pairs_keep_left_and_right():
+    "A pair's picture is never mirrored; pictures alone are."
+    _, kinds = world()
+    rows = torch.arange(20)
+    seen = kinds['pairs'].draw(rows, generator(0))[0]['vision']['pixels']
+    assert torch.equal(seen, kinds['pairs'].pictures.images[rows].float()/255)
+    assert not torch.equal(kinds['pictures'].draw(rows, generator(0))[0]['vision']['pixels'], seen)
+
+
+class StopAt(Callback):
+    order = 50
+    def __init__(self, step): self.at = step
+    def after_batch(self):
+        if self.training and self.epoch*self.n_iter + self.iter == self.at: raise KeyboardInterrupt
+
+
+def test_resumed_run_equals_undisturbed(tmp_path):
+    task, kinds = world(trunk=dict(drop_path=0.2))
+    def learner(cbs=()): return mdm_learner(model_of(task), kinds, kinds, dict(pictures=4, texts=4, pairs=4), TrainConfig(steps=8, batch_size=12, warmup_steps=2, piece=4), 1, cbs=cbs)
+    undisturbed = train(learner())
+    with pytest.raises(KeyboardInterrupt): train(learner([StopAt(6)]), tmp_path/'state')
+    resumed = train(learner(), tmp_path/'state')
+    for (name, a), b in zip(undisturbed.model.state_dict().items(), resumed.model.state_dict().values()): assert torch.equal(a, b), name
+    assert {'pictures_vision', 'texts_language', 'pairs_vision', 'pairs_language'} <= set(resumed.run_log.rows[-1])
+
+
+# ---- several processes
+
+def shares():
+    "The batch of one step, and who gets what: the second process has no texts."
+    _, kinds = world()
+    batch = MixedSteps(kinds, dict(pictures=4, texts=3, pairs=6))[1]
+    first = tuple({kind: cut(part[kind], slice(0, 2)) if kind != 'texts' else part[kind] for kind in part} for part in batch)
+    second = tuple({kind: cut(part[kind], slice(2, None)) for kind in part if kind != 'texts'} for part in batch)
+    return batch, (first, second)
+
+
+def _worker(rank, size, file, out):
+    torch.distributed.init_process_group('gloo', init_method=f'file://{file}', rank=rank, world_size=size)
+    model = torch.nn.parallel.DistributedDataParallel(model_of(world()[0]))
+    inputs, hidden, targets = shares()[1][rank]
+    MaskedDataLoss()(model(inputs, hidden), targets).backward()
+    torch.save({name: p.grad for name, p in model.module.named_parameters()}, f'{out}/{rank}.pt')
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_give_the_gradient_of_one(tmp_path):
+    torch.multiprocessing.spawn(_worker, (2, tmp_path/'store', tmp_path), nprocs=2)
+    batch, _ = shares()
+    whole = gradients(model_of(world()[0]), [(*batch, 1.)])
+    for rank in (0, 1):
+        shared = torch.load(tmp_path/f'{rank}.pt', weights_only=True)
+        for name in whole: torch.testing.assert_close(shared[name], whole[name], atol=2e-6, rtol=1e-4)
+
+
+def test_what_cannot_work_is_refused():
+    task, kinds = world()
+    images, cache, words = kinds['pairs'].pictures.images, kinds['pairs'].pictures.cache, kinds['texts'].tokenizer
+    with pytest.raises(DataError, match='27 pictures, but 3 texts'): Pairs(images, cache, TEXTS[:3], words, task)
+    with pytest.raises(DataError, match='1 of 2 texts are empty'): Texts(['a star', ''], words, task)
+    with pytest.raises(ConfigError, match='tokens of 27'): Pairs(images[:5], cache, TEXTS[:5], words, task)
+    with pytest.raises(ConfigError, match='pair_hides'): MDMConfig(task.trunk, pair_hides='none')
+    with pytest.raises(ConfigError, match='must name the same'): MixedSteps(kinds, dict(pictures=3))
+    assert (kinds['texts'].draw(torch.arange(4), generator(0))[2]['language'] != IGNORE).any()
