@@ -18,6 +18,7 @@ from .masking_text import *
 from .trunk.attention import *
 from .trunk.blocks import *
 from .trunk.embeddings import *
+from .trunk.writing import *
 from .trunk.multiway import *
 from .trunk.sizes import *
 from .trunk.layouts import *
@@ -30,10 +31,12 @@ from .codebook.cache import *
 from .pretrain.objectives import *
 from .pretrain.learner import *
 from .pretrain.masked_data import *
+from .pretrain.looking import *
 from .pretrain.rivals import *
 from .heads.probes import *
 from .heads.classify import *
 from .heads.finetune import *
+from .heads.released import *
 from .show.tokens import *
 from .show.report import *
 from .main_job import *
