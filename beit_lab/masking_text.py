@@ -60,7 +60,7 @@ def _with_pieces(chosen:torch.Tensor, words:torch.Tensor)->torch.Tensor:
     "Choices among words, as a mask over pieces: (B, W) -> (B, L)."
     return chosen.gather(1, words.clamp(min=0)) & (words >= 0)
 
-# %% ../nbs/03_masking_text.ipynb #e532ac54
+# %% ../nbs/03_masking_text.ipynb #898eb65a
 RUN_LENGTH = 3 # words of a run on average (T5, section 3.3.4)
 
 def span_masks(
@@ -76,7 +76,7 @@ def span_masks(
     seen = total - count
     runs = (count/run_length).round().long().clamp(min=1).minimum(seen + 1).minimum(count)
     first = F.pad(_chosen(count - 1, runs - 1, width, generator), (1, 0), value=True)[:, :width]     # hidden words that begin a run
-    gaps = _chosen(seen + 1, runs, width + 1, generator).byte().argsort(dim=1, descending=True, stable=True) # (B, width+1): the chosen gaps in front, in order
+    gaps = _chosen(seen + 1, runs, width + 1, generator).byte().argsort(dim=1, descending=True, stable=True) # the chosen ones in front, in order
     number = torch.arange(width, device=words.device)
     places = number + gaps.gather(1, first.cumsum(1) - 1)
     places = places.where(number < count[:, None], width)                                            # there are no more hidden words

@@ -179,7 +179,7 @@ def _draw_tile(ax, piece:str, ends:tuple, row:int, size:float, hidden:bool):
     fill = 'none' if hidden else '#fbece2'
     ax.add_patch(plt.Rectangle((left, row - 0.36), right - left, 0.72, facecolor=fill, edgecolor=LANGUAGE, lw=0.7, zorder=1))
 
-# %% ../../nbs/01_data/04_text.ipynb #77aa21ad
+# %% ../../nbs/01_data/04_text.ipynb #7e3fa560
 @patch
 def batch(self:TextTokenizer,
     texts:list,                # of strings
@@ -189,7 +189,15 @@ def batch(self:TextTokenizer,
     "Texts as a rectangle of ids."
     rows = self.encode_all([texts] if isinstance(texts, str) else texts, max_words)
     if not rows: raise DataError('there are no texts: the list is empty')
-    ids = torch.full((len(rows), max_words if fixed else max(map(len, rows))), self.pad_id)
+    return self.fill(rows, max_words if fixed else max(map(len, rows)))
+
+@patch
+def fill(self:TextTokenizer,
+    rows:list,  # of lists of ids
+    length:int, # columns, at least as many as the longest row has
+)->tuple:       # ids (B, length) long; pad (B, length) bool, True where padding
+    "Rows of ids as a rectangle."
+    ids = torch.full((len(rows), length), self.pad_id)
     for line, row in zip(ids, rows): line[:len(row)] = torch.tensor(row)
     return ids, ids == self.pad_id
 
@@ -204,7 +212,7 @@ def words(self:TextTokenizer,
     begins = real & (first | self.begins.to(ids.device)[ids])
     return (begins.cumsum(-1) - 1).masked_fill(~real, -1)
 
-# %% ../../nbs/01_data/04_text.ipynb #c0ef8eac
+# %% ../../nbs/01_data/04_text.ipynb #05602909
 class SentencePieceTokenizer(TextTokenizer):
     "A SentencePiece model with the ids of BEiT-3; what it has no piece for becomes `<unk>`."
     def __init__(self,
@@ -231,6 +239,7 @@ def _sentence_piece_engine(model:bytes, name:str):
         raise WeightsError(f'{name} begins with {", ".join(specials)}, not with <unk>, <s>, </s> as that of BEiT-3: use another model')
     return engine
 
+# %% ../../nbs/01_data/04_text.ipynb #1956047e
 def _parts(model:bytes)->list:
     "The numbers of the parts of a file in protobuf's format: 1 for each piece, then 2 and 3 for how the model was trained and how it cleans text."
     place, found = 0, []
