@@ -13,6 +13,7 @@ from .data.pictures import *
 from .data.sources import *
 from .data.text import *
 from .data.loaders import *
+from .data.reading import *
 from .masking import *
 from .masking_text import *
 from .trunk.attention import *
