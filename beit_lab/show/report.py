@@ -53,7 +53,7 @@ def _words(out:Path, job:dict, metrics:dict)->str:
             + _picture(out/'reconstruction.png', 'Held-out pictures, their tokens as tiles in the colour of each code, and the tokens decoded again.')
             + _picture(out/'codebook.png', 'All codes, most used first, and how often each is used.'))
 
-# %% ../../nbs/08_show/06_report.ipynb #17a1fd9e
+# %% ../../nbs/08_show/06_report.ipynb #4304c7bb
 def _question(out:Path, job:dict, metrics:dict)->str:
     p = metrics['pretrain']
     kind = dict(random='at random', block='in blocks', grid='in a grid')[p['mask_kind']]
@@ -73,7 +73,8 @@ def _guessing(out:Path, job:dict, metrics:dict)->str:
     better = p['token_accuracy'] - 2*(p['token_accuracy_error'] or 0) > max(p['guess_most_frequent'], p['guess_position'], p['guess_neighbour'])
     verdict = 'More than any way of guessing, by more than two standard errors.' if better else 'Not clearly more than guessing: it needs more pictures, more steps, or both.'
     return (f'<p>{verdict} A token is one of {metrics["tokenizer"]["codebook_size"]}, so small accuracies are normal; near misses, a slightly different white, count as wrong.</p>'
-            + _table(['held-out pictures', 'cross-entropy, nats', 'token accuracy'], rows) + _objects(metrics) + _picture(out/'curve.png', 'The run, and what guessing gives.'))
+            + _table(['held-out pictures', 'cross-entropy, nats', 'token accuracy'], rows) + _objects(metrics) + _picture(out/'curve.png', 'The run, and what guessing gives.')
+            + (f'<p>{html.escape(p["verdict"])}</p>' + _picture(out/'normal.png', 'Is that normal? This run over the runs that ship with the lab.') if 'verdict' in p else ''))
 
 # %% ../../nbs/08_show/06_report.ipynb #f0159ad8
 def _objects(metrics:dict)->str:
