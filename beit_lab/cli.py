@@ -63,35 +63,97 @@ def probe(
     Job(data, out, seed, force and 'probe').probe()
 
 
-COMMANDS = dict(demo=demo, tokenizer=tokenizer, pretrain=pretrain, probe=probe)
+def weights_inspect(
+    file:str,               # a file of weights, a folder with one, or with --download the name of a repository on the hub
+    kind:str=None,          # 'trunk' to look at the trunk alone (default: what the file is for)
+    image_size:int=None,    # pixels a side it is to be used at (default: what it was made for)
+    num_heads:int=None,     # attention heads, where the file does not tell
+    download:bool=False,    # may the hub be asked?
+):
+    "What is in a file of released weights: whose names, which model, and what would become of every tensor."
+    from .heads.released import inspect_weights
+    report = inspect_weights(file, kind, download, **_given(image_size=image_size, num_heads=num_heads))
+    print(report)
+    if bad := report.names('missing', 'misfit', 'unknown'): sys.exit(f'beit-lab: {file} cannot be used as it is: {len(bad)} tensors are missing, misfit or unknown, see above')
+
+
+def weights_import(
+    file:str,               # as for inspect
+    out:str,                # folder that gets config.json and model.safetensors
+    kind:str=None,          # 'trunk' to leave a head out (default: what the file is for)
+    image_size:int=None,    # pixels a side (default: what it was made for)
+    num_heads:int=None,     # attention heads, where the file does not tell
+    pixels:str=None,        # how pixels were normalised: half (to -1 .. 1) or imagenet (default: what a folder tells, else half)
+    download:bool=False,    # may the hub be asked?
+):
+    "Released weights as a folder of beit_lab."
+    from .heads.released import import_weights, pixel_statistics
+    model, report = import_weights(file, kind, download, **_given(image_size=image_size, num_heads=num_heads), **pixel_statistics(pixels))
+    model.save_pretrained(out)
+    print(f'{report.title}\n{len(report.matched)} tensors taken, {len(report.resized)} resized, {len(report.missing)} new, {len(report.unexpected)} left out\n{type(model).__name__} in {out}')
+
+
+def weights_export(
+    file:str,                  # a folder of beit_lab, or anything that inspect takes
+    out:str,                   # a file that ends in .safetensors; for transformers a folder
+    layout:str='transformers', # whose names: transformers, timm, unilm, beit3, ...
+    kind:str=None,             # 'trunk' to leave the head out
+):
+    "Weights under the names of another library."
+    from .heads.released import open_model
+    from .trunk.released import export_weights
+    model, report = open_model(file)
+    export_weights(model.trunk if kind == 'trunk' and hasattr(model, 'trunk') else model, out, layout)
+    print(f'{report.title}\nwritten for {layout} to {out}')
+
+
+def _given(**options): return {name: value for name, value in options.items() if value is not None}
+
+
+COMMANDS = dict(demo=demo, tokenizer=tokenizer, pretrain=pretrain, probe=probe,
+                weights={'inspect': weights_inspect, 'import': weights_import, 'export': weights_export})
 HELP = """beit-lab: an image as a foreign language
 
   beit-lab demo        the main job: tokenizer, pretraining, probe, report (8 minutes on two cores)
   beit-lab tokenizer   the first stage alone: learn a codebook
   beit-lab pretrain    the second: predict the tokens of hidden patches
   beit-lab probe       the third: is it useful?
+  beit-lab weights     released weights: inspect, import, export
 
 `beit-lab COMMAND --help` lists the options; the same runs as `python -m beit_lab.cli COMMAND`."""
 
 
+def find(
+    words:list, # the command line
+)->tuple:       # (command in words, function or table of commands, what follows it)
+    "The command that a line names."
+    name, found, rest = 'beit-lab', COMMANDS, list(words)
+    while isinstance(found, dict) and rest and rest[0] not in ('-h', '--help', 'help'):
+        name = f'{name} {rest[0]}'
+        if rest[0] not in found: sys.exit(f"beit-lab: there is no command {name.removeprefix('beit-lab ')!r}: choose one of {', '.join(found)}")
+        found = found[rest.pop(0)]
+    return name, found, rest
+
+
 def run(
-    name:str,       # one of COMMANDS
+    name:str,       # the command in words, such as 'beit-lab demo'
+    command,        # the function behind it
     arguments:list, # what follows it on the command line
 ):
     "Read the arguments as the function's signature and comments describe them, and call it."
-    parser = anno_parser(COMMANDS[name], prog=f'beit-lab {name}')
-    parser.error = lambda message: sys.exit(f'beit-lab: {message}; `beit-lab {name} --help` lists the options') # instead of a page of usage
+    parser = anno_parser(command, prog=name)
+    parser.error = lambda message: sys.exit(f'beit-lab: {message}; `{name} --help` lists the options') # instead of a page of usage
     given = vars(parser.parse_args(arguments))
-    COMMANDS[name](**{k: v for k, v in given.items() if k not in ('pdb', 'xtra')})
+    command(**{k: v for k, v in given.items() if k not in ('pdb', 'xtra')})
 
 
 def main():
     "Run one command; a mistake in its input costs one sentence, an interrupt one more."
-    name = sys.argv[1] if len(sys.argv) > 1 else '--help'
-    if name in ('-h', '--help', 'help'): return print(HELP)
-    if name not in COMMANDS: sys.exit(f"beit-lab: there is no command '{name}': choose one of {', '.join(COMMANDS)}")
+    name, command, rest = find(sys.argv[1:])
+    if command is COMMANDS: return print(HELP)
+    if isinstance(command, dict): return print('\n'.join(f'{name} {word:8} {function.__doc__}' for word, function in command.items()))
     warnings.simplefilter('ignore', FutureWarning) # what libraries tell their developers is no news to who runs a command
-    try: run(name, sys.argv[2:])
+    try: run(name, command, rest)
     except LabError as e: sys.exit(f'beit-lab: {e}')
     except KeyboardInterrupt: sys.exit('\nbeit-lab: stopped; the same command continues from the last checkpoint')
 

@@ -166,11 +166,12 @@ def read_released(
     return Released('the dictionary' if isinstance(where, dict) else str(path), layout, kind, config, tensors,
                     {ours: list(map(shown, names)) for ours, names in origin.items()}, {shown(n): why_left(n, layout) for n in strangers})
 
-# %% ../../nbs/04_trunk/06_checkpoints.ipynb #762c6936
+# %% ../../nbs/04_trunk/06_checkpoints.ipynb #87aefb83
 def _hints(path:Path, layout:Layout)->dict:
     "Fields of `TrunkConfig` that files beside the weights tell."
     if path.name not in ('model.safetensors', 'pytorch_model.bin'): return {}
     stored, pictures = (read_json(path.parent/name) if (path.parent/name).is_file() else {} for name in ('config.json', 'preprocessor_config.json'))
+    if not (isinstance(stored, dict) and isinstance(pictures, dict)): raise WeightsError(f'{path.parent} has a file beside its weights that is no configuration: remove it, or name the file of weights in another folder')
     if layout.name == 'beit_lab': return _own_config(stored, path)
     timm = stored.get('pretrained_cfg') or {}
     told = dict(num_heads=stored.get('num_attention_heads'), norm_eps=stored.get('layer_norm_eps'),

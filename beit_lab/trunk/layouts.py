@@ -91,7 +91,7 @@ def their_names(
             if _expression(template).fullmatch(name): return [_filled(template, name, other) for other in _several(theirs)]
     return []
 
-# %% ../../nbs/04_trunk/05_layouts.ipynb #28ea5425
+# %% ../../nbs/04_trunk/05_layouts.ipynb #ea1109e4
 @dataclass(frozen=True)
 class Layout:
     "How somebody's code names the tensors of a BEiT."
@@ -104,6 +104,7 @@ class Layout:
     extra:tuple=()      # rules of what only pretraining needs; our names as in a list of blocks
     prefix:str=''       # before their names of the trunk; missing where a file holds a trunk alone
     norm_eps:float=1e-6 # epsilon of the layer norms of such models, which no file tells
+    needs:str=''        # one of their names without which it is something else
     unused:int=0        # rows at the start of their tables of positions that nothing reads
 
     def rules(self,
@@ -220,7 +221,7 @@ _BEIT3_HEADS = dict(
     pretraining=(('head.words.{p}', 'mlm_head.{p}'), ('head.codes.{p}', 'mim_head.{p}')),
     retrieval=(('head.language.weight', 'language_head.weight'), ('head.vision.weight', 'vision_head.weight'), ('head.logit_scale', 'logit_scale')))
 
-# %% ../../nbs/04_trunk/05_layouts.ipynb #6f16757a
+# %% ../../nbs/04_trunk/05_layouts.ipynb #fa4be150
 _BEIT3 = Layout('beit3', "the names of BEiT-3's authors (unilm, torchscale)",
     (('embeddings.vision.class_token', 'beit3.vision_embed.cls_token'),
      ('embeddings.vision.mask_token', 'beit3.vision_embed.mask_token'),
@@ -241,24 +242,24 @@ _TIMM_BEIT3 = Layout('timm-beit3', "timm's names of BEiT-3's vision half",
      ('blocks.{i}.experts.vision.norm2.{p}', 'blocks.{i}.norm2.{p}'),
      ('blocks.{i}.experts.vision.fc{n}.{p}', 'blocks.{i}.mlp.fc{n}.{p}'),
      ('blocks.{i}.experts.vision.sub_norm.{p}', 'blocks.{i}.mlp.norm.{p}'), ('norm.vision.{p}', 'norm.{p}')),
-    tables={}, heads=dict(classifier=_BEIT3_HEADS['classifier']), norm_eps=1e-5)
+    tables={}, heads=dict(classifier=_BEIT3_HEADS['classifier']), norm_eps=1e-5, needs='blocks.0.attn.norm.weight')
 
-# %% ../../nbs/04_trunk/05_layouts.ipynb #2adcf0bb
+# %% ../../nbs/04_trunk/05_layouts.ipynb #b49fc5a3
 _OURS = ('embeddings.{a}', 'relative.{i}.table', *(f'blocks.{{i}}.{part}.{{a}}' for part in ('norm1', 'attention', 'scale1', 'experts')), 'norm.{a}')
 
 _OWN = Layout('beit_lab', 'our own names', tuple((ours, f'trunk.{ours}') for ours in _OURS), tables={}, prefix='trunk.',
               heads=dict(mim=(('head.{p}', 'head.{p}'),), classifier=(('norm.{p}', 'norm.{p}'), ('head.{p}', 'head.{p}')),
-                         visible=(('head.{p}', 'head.{p}'), ('decoder.{a}', 'decoder.{a}'))))
+                         visible=(('head.{p}', 'head.{p}'), ('decoder.{a}', 'decoder.{a}')), task=(('head.{a}', 'head.{a}'),)))
 
 LAYOUTS = {layout.name: layout for layout in (_UNILM, _HF_DISK, _HF_MEMORY, _BEIT3, _TIMM_BEIT3, _OWN)}
 
-# %% ../../nbs/04_trunk/05_layouts.ipynb #dbddce3c
+# %% ../../nbs/04_trunk/05_layouts.ipynb #33f3e6ce
 def detect_layout(
     names,      # of the tensors in a file
 )->Layout:      # the one that knows most of them
     "Whose names these are; fewer than half known means that it is nobody's."
     names = list(names)
-    known = {layout.name: sum(_known(name, layout) for name in with_prefix(names, layout)) for layout in LAYOUTS.values()}
+    known = {layout.name: sum(_known(name, layout) for name in with_prefix(names, layout)) for layout in LAYOUTS.values() if not layout.needs or layout.needs in names}
     best = max(known, key=known.get)
     if 2*known[best] > len(names): return LAYOUTS[best]
     raise WeightsError(f"these are not a BEiT's weights: of {len(names)} names, such as {', '.join(names[:2]) or 'none'}, "
@@ -277,15 +278,17 @@ def _known(name:str, layout:Layout)->bool:
 
 def _fits(name:str, templates:tuple)->bool: return any(_expression(template).fullmatch(name) for template in templates)
 
-# %% ../../nbs/04_trunk/05_layouts.ipynb #716ab64a
+# %% ../../nbs/04_trunk/05_layouts.ipynb #a1e407f7
 def detect_kind(
-    names,         # of the tensors in a file, see `with_prefix`
-    layout:Layout, # theirs
-)->tuple:          # (kind, relative), as `Layout.rules` wants them
+    names,           # of the tensors in a file, see `with_prefix`
+    layout:Layout,   # theirs
+    ours:bool=False, # are these our names instead?
+)->tuple:            # (kind, relative), as `Layout.rules` wants them
     "What a file is for: 'trunk' or one of the heads; and which tables of offsets it has."
-    counts = {kind: [sum(_fits(name, _several(theirs)) for name in names) for _, theirs in rules] for kind, rules in layout.heads.items()}
-    complete = {kind: sum(found) for kind, found in counts.items() if all(found)}
-    tables = [kind for kind, rules in layout.tables.items() if any(_fits(name, (theirs,)) for name in names for _, theirs in rules)]
+    count = lambda rule: sum(_fits(name, _several(rule[0 if ours else 1])) for name in names)
+    heads = {kind: [count(rule) for rule in rules] for kind, rules in layout.heads.items()}
+    complete = {kind: sum(counts) for kind, counts in heads.items() if all(counts)}
+    tables = [kind for kind, rules in layout.tables.items() if any(count(rule) for rule in rules)]
     return max(complete, key=complete.get, default='trunk'), tables[0] if tables else None
 
 STRANGE = 'nobody knows it' # the reason that makes a file unusable

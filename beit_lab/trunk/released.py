@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['offset_places', 'resize_table', 'resize_positions', 'refit_released', 'Row', 'Report', 'compare_released',
-           'load_released', 'import_trunk', 'export_state', 'export_weights']
+           'load_released', 'open_released', 'import_trunk', 'export_state', 'export_weights']
 
-# %% ../../nbs/04_trunk/07_released.ipynb #182612a2
-import re
+# %% ../../nbs/04_trunk/07_released.ipynb #98fdadf4
+import os, re
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -139,7 +139,7 @@ def _table(rows:tuple)->list:
     widths = [max(map(len, column)) for column in zip(*lines)]
     return ['  '.join(f'{cell:{width}}' for cell, width in zip(line, widths)).rstrip() for line in lines]
 
-# %% ../../nbs/04_trunk/07_released.ipynb #a671979b
+# %% ../../nbs/04_trunk/07_released.ipynb #4f658843
 def compare_released(
     released:Released, # what a file holds, made to fit
     model:nn.Module,   # a `Trunk`, or something with a `trunk`; may be on the meta device
@@ -157,8 +157,11 @@ def _whole_state(model:nn.Module)->dict:
     return {('' if hasattr(model, 'trunk') else 'trunk.') + name: tensor for name, tensor in model.state_dict().items()}
 
 def _joined(released:Released, name:str)->str:
-    "Names in the file of one of our tensors; parts that differ are listed."
-    return ' + '.join(released.origin.get(name, []))
+    "Name in the file of one of our tensors; where there are several, what differs stands in braces."
+    names = released.origin.get(name, [])
+    start = os.path.commonprefix(names)
+    end = os.path.commonprefix([name[len(start):][::-1] for name in names])[::-1]
+    return start if len(names) < 2 else start + '{' + ','.join(n[len(start):len(n) - len(end)] for n in names) + '}' + end
 
 def _row(name:str, wanted:tuple, released:Released)->Row:
     "What becomes of a tensor that the model has."
@@ -176,7 +179,7 @@ def _title(released:Released)->str:
               'mask token' if c.mask_token else '', 'final norm' if c.final_norm else '', f'pixel mean {c.pixel_mean[0]:.3g}, deviation {c.pixel_std[0]:.3g}']
     return f"{released.where}: {released.kind}, in {released.layout.about} ('{released.layout.name}')\n" + '; '.join(part for part in parts if part)
 
-# %% ../../nbs/04_trunk/07_released.ipynb #745aedc7
+# %% ../../nbs/04_trunk/07_released.ipynb #31d78dfa
 def load_released(
     model:nn.Module,   # a `Trunk`, or something with a `trunk`; gets the weights
     released:Released, # what a file holds, made to fit
@@ -207,19 +210,29 @@ def _missing_sentence(missing:list, strangers:list, released:Released)->str:
     more = f' and {len(missing) - 1} more' if len(missing) > 1 else ''
     return f'{released.where} lacks {absent[0]}{more}{hint}'
 
-def import_trunk(
+# %% ../../nbs/04_trunk/07_released.ipynb #6c102ae0
+_SILENT = ('num_heads', 'norm_eps', 'pixel_mean', 'pixel_std') # fields of `TrunkConfig` that shapes do not tell
+
+def open_released(
     where:str|Path|dict, # as `read_state`
     download:bool=False, # may the hub be asked?
     **changes,           # fields of `TrunkConfig`: what the file does not tell, and what is to be different
+)->Released:             # ready to be loaded
+    "Read a file of weights and make it fit."
+    released = read_released(where, download, **{name: changes[name] for name in _SILENT if name in changes})
+    return refit_released(released, **changes)
+
+def import_trunk(
+    where:str|Path|dict, # as `read_state`
+    download:bool=False, # may the hub be asked?
+    **changes,           # as `open_released`
 )->tuple:                # (`Trunk` in evaluation mode, `Report`)
     "The trunk of a file of released weights, whatever head is on it."
-    released = refit_released(read_released(where, download, **{name: changes[name] for name in _SILENT if name in changes}), **changes)
+    released = open_released(where, download, **changes)
     trunk = Trunk(released.config)
     return trunk.eval(), load_released(trunk, released)
 
-_SILENT = ('num_heads', 'norm_eps', 'pixel_mean', 'pixel_std') # fields of `TrunkConfig` that shapes do not tell
-
-# %% ../../nbs/04_trunk/07_released.ipynb #80cdc75c
+# %% ../../nbs/04_trunk/07_released.ipynb #51353db6
 def export_state(
     model:nn.Module,             # a `Trunk`, or a model with a `trunk` and a head
     layout:str='transformers',   # a name in `LAYOUTS`, or 'timm'
@@ -228,12 +241,12 @@ def export_state(
     config = getattr(model, 'trunk', model).config
     chosen = _layout_for(layout, config)
     state = _exportable(_whole_state(model), config, getattr(model, 'trunk', model), chosen)
-    kind = detect_kind(state, LAYOUTS['beit_lab'])[0]
+    kind, _ = detect_kind(state, chosen, ours=True)
     if layout == 'timm': state = {name: t for name, t in state.items() if not name.endswith('mask_token') and (kind != 'mim' or name.startswith('trunk.'))}
     theirs, _, unknown = to_theirs(state, chosen.rules(config.relative, kind))
     if unknown: raise ConfigError(f"the layout '{chosen.name}' has no word for {unknown[0]} ({len(unknown)} such tensors): choose another, or export the trunk alone")
-    bare = len(chosen.prefix) if kind == 'trunk' else 0
-    return {name[bare:]: t.detach().cpu().clone().contiguous() for name, t in theirs.items()}
+    prefix = chosen.prefix if kind == 'trunk' else ''
+    return {name.removeprefix(prefix): t.detach().cpu().clone().contiguous() for name, t in theirs.items()}
 
 def _layout_for(name:str, config:TrunkConfig)->Layout:
     "The layout of that name; timm has one for BEiT and one for BEiT-3."
@@ -247,7 +260,7 @@ def _exportable(state:dict, config:TrunkConfig, trunk:Trunk, layout:Layout)->dic
     if waves is not None and layout.name != 'beit_lab': state = {**state, 'trunk.embeddings.vision.positions': waves}
     return state | _cut(state, config, replace(config, unused_positions=min(layout.unused, config.unused_positions)))
 
-# %% ../../nbs/04_trunk/07_released.ipynb #0415a6c8
+# %% ../../nbs/04_trunk/07_released.ipynb #d31682bc
 _HF_MODELS = dict(trunk='BeitModel', mim='BeitForMaskedImageModeling', classifier='BeitForImageClassification')
 
 def _hf_config(model:nn.Module, kind:str)->dict:
@@ -278,6 +291,6 @@ def export_weights(
         folder = where.suffix != '.safetensors'
         if folder: temporary.mkdir()
         save_file(state, temporary/'model.safetensors' if folder else temporary, metadata={'format': 'pt'})
-        if folder: write_json(temporary/'config.json', _hf_config(model, detect_kind(_whole_state(model), LAYOUTS['beit_lab'])[0]))
+        if folder: write_json(temporary/'config.json', _hf_config(model, detect_kind(_whole_state(model), LAYOUTS[layout], ours=True)[0]))
         if folder: write_json(temporary/'preprocessor_config.json', _hf_pictures(getattr(model, 'trunk', model).config))
     return where
