@@ -153,13 +153,13 @@ def table_columns(draw, count):
     holes = lambda values: [None if draw.random() < 0.1 else v for v in values]
     each = lambda make: holes([make() for _ in range(count)])
     pictures = [lambda: pa.array([dict(bytes=f, path=f'{i}.png') for i, f in enumerate(files)]), lambda: pa.array(holes([dict(bytes=f) for f in files])), lambda: pa.array(holes(files), pa.binary()), lambda: pa.array(files, pa.large_binary()),
-                lambda: pa.array(files).dictionary_encode(), lambda: pa.array([[f] for f in files]), lambda: pa.nulls(count), lambda: pa.array(each(lambda: draw.choice(['no.png', '\0', '', '/', 'x'*5000, '../..']))),
+                lambda: pa.array(files, pa.binary()).dictionary_encode(), lambda: pa.array([[f] for f in files]), lambda: pa.nulls(count), lambda: pa.array(each(lambda: draw.choice(['no.png', '\0', '', '/', 'x'*5000, '../..']))),
                 lambda: pa.array([dict(bytes=3)]*count), lambda: pa.array([dict(bytes=list(f[:50])) for f in files]), lambda: pa.array([dict(bytes=dict(bytes=f)) for f in files]), lambda: pa.array([dict(bytes=None, path=draw.choice(['\0', 'no', 'y'*999, ''])) for _ in files]),
                 lambda: pa.array([dict(bytes='text', path=3)]*count), lambda: pa.array([1.5]*count), lambda: pa.array([dict(bytes=f, path=None) for f in files]), lambda: pa.array(files, pa.binary()), lambda: pa.array([dict(path='a', bytes=f) for f in files])]
     others = [lambda: pa.array(each(lambda: draw.randint(-2, 3)), pa.int64()), lambda: pa.array(each(lambda: draw.choice([0, 2**64 - 1, 2**63])), pa.uint64()), lambda: pa.array(each(lambda: draw.choice([0., 1.5, float('nan'), 1e300]))),
               lambda: pa.array(each(lambda: draw.choice(['a', '', 'ü\n', 'x'*3000]))), lambda: pa.array(each(lambda: True)), lambda: pa.nulls(count), lambda: pa.array(each(lambda: [None, 'a'])), lambda: pa.array(each(lambda: [[1., 2., 3., 4.]])),
               lambda: pa.array(each(lambda: [[1., 2.], [3.]])), lambda: pa.array(each(lambda: [[1., None, 2., 3.], None])), lambda: pa.array(each(lambda: [draw.randint(-3, 2**40)])), lambda: pa.array(each(lambda: 10**9), pa.timestamp('us')), lambda: pa.array(each(lambda: dict(a=1))),
-              lambda: pa.array(each(lambda: bad_picture(draw)[0]), pa.binary()), lambda: pa.array(each(lambda: encoded(draw)[0]), pa.binary()), lambda: pa.array(each(lambda: draw.choice('abc'))).dictionary_encode(), lambda: pa.array(each(lambda: [])), lambda: pa.array(each(lambda: 2**40), pa.int64()),
+              lambda: pa.array(each(lambda: bad_picture(draw)[0]), pa.binary()), lambda: pa.array(each(lambda: encoded(draw)[0]), pa.binary()), lambda: pa.array(each(lambda: draw.choice('abc')), pa.string()).dictionary_encode(), lambda: pa.array(each(lambda: [])), lambda: pa.array(each(lambda: 2**40), pa.int64()),
               lambda: pa.array(each(lambda: draw.choice([-128, 127])), pa.int8()), lambda: pa.array(each(lambda: [b'\xff']))]
     names = ['label', 'caption', 'boxes', 'mask', 'question', 'answer', 'concept', 'labels', 'text', 'Label']
     chosen = draw.sample(names, draw.randint(0, 5))
@@ -182,7 +182,7 @@ def table_case(draw, folder):
             (folder/part).write_bytes(data)
             what.append(damage)
     given = draw.choice([None, None, None, dict(label='label'), dict(image='image', caption='label'), dict(boxes='label', mask='caption'), dict(group='text', label=None)])
-    how, share = draw.choice(['open', 'split', 'file']), draw.choice([0.1, 0.9])
+    how, share = draw.choice(['open', 'split', 'file']), draw.choice([0.1, 0.9, 0.9])
     def call():
         if how == 'split': return [use(part) for part in split_source(folder, columns=given, max_skipped=share)]
         use(open_source(folder/'train-0.parquet' if how == 'file' else folder, columns=given, max_skipped=share))
@@ -298,7 +298,7 @@ def command_case(draw, folder):
     else:
         command = draw.choice(sorted(OPTIONS))
         common = dict(data=RUNS/'pictures', out=folder/'out') | (dict(minutes='0.01') if command != 'probe' else {}) | (dict(tokenizer=run_folder()/'tokenizer', image_size=16, patch_size=4) if command == 'pretrain' else {})
-        strange = {name: draw.choice(VALUES[name]) for name in draw.sample(OPTIONS[command], draw.randint(1, 2))}
+        strange = {name: draw.choice(VALUES[name]) for name in draw.sample(OPTIONS[command], draw.choice([1, 1, 2]))}
         arguments = [command, *(f'--{name.replace(chr(95), chr(45))}={value}' for name, value in {**common, **strange}.items())]
     return ' '.join(map(str, arguments)).replace(str(folder), 'FOLDER')[:150], lambda: lab(*arguments, cwd=folder)
 
@@ -348,6 +348,8 @@ def run_case(number, seed):
     if (RUNS/'UNPICKLED').exists(): outcome, text = 'fault: unpickled', 'code from a weights file was run'
     return dict(number=number, kind=kind, what=what, outcome=outcome, text=text, seconds=time.process_time() - begin)
 
+MISBEHAVIOUR = dict(hang=lambda: all(True for _ in iter(int, 1)), swell=lambda: len(bytearray(1200*2**20)), die=lambda: os.abort()) # for the test of the watch
+
 def memory(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**20 if sys.platform == 'darwin' else 2**10)
 
 def work(pipe, seed, runs):
@@ -361,8 +363,9 @@ def work(pipe, seed, runs):
     pipe.send('ready')
     while (number := pipe.recv()) is not None:
         before = memory()
-        signal.setitimer(signal.ITIMER_PROF, SECONDS) # its signal ends the process
-        pipe.send(dict(run_case(number, seed), megabytes=memory() - before))
+        signal.setitimer(signal.ITIMER_PROF, SECONDS if seed != 'misbehave' else 2) # its signal ends the process
+        result = run_case(number, seed) if seed != 'misbehave' else dict(outcome='accepted', what=MISBEHAVIOUR[number](), seconds=0)
+        pipe.send(dict(result, megabytes=memory() - before))
 
 class Watched:
     "A process that does cases; one that hangs, swells or dies is replaced."
