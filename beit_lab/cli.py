@@ -74,7 +74,8 @@ def weights_inspect(
     from .heads.released import inspect_weights
     report = inspect_weights(file, kind, download, **_given(image_size=image_size, num_heads=num_heads))
     print(report)
-    if bad := report.names('missing', 'misfit', 'unknown'): sys.exit(f'beit-lab: {file} cannot be used as it is: {len(bad)} tensors are missing, misfit or unknown, see above')
+    bad = len(report.names('missing', 'misfit', 'unknown'))
+    if bad: sys.exit(f'beit-lab: {file} cannot be used as it is: {bad} tensors are missing, misfit or unknown, see above')
 
 
 def weights_import(
@@ -90,7 +91,8 @@ def weights_import(
     from .heads.released import import_weights, pixel_statistics
     model, report = import_weights(file, kind, download, **_given(image_size=image_size, num_heads=num_heads), **pixel_statistics(pixels))
     model.save_pretrained(out)
-    print(f'{report.title}\n{len(report.matched)} tensors taken, {len(report.resized)} resized, {len(report.missing)} new, {len(report.unexpected)} left out\n{type(model).__name__} in {out}')
+    counts = dict(taken=report.matched, resized=report.resized, new=report.missing) | {'left out': report.unexpected}
+    print(report.title, 'tensors: ' + ', '.join(f'{len(names)} {fate}' for fate, names in counts.items()), f'{type(model).__name__} in {out}', sep='\n')
 
 
 def weights_export(

@@ -104,6 +104,7 @@ def test_an_epsilon_and_pixels_come_from_the_folder(tmp_path):
     assert (model.config.norm_eps, model.config.pixel_mean, model.config.pixel_std) == (1e-3, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
     normal = (pictures() - torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1))/torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1)
     close(peer.classifier(peer.beit.pooler.layernorm(model.vectors(pictures()))), peer(normal).logits, 1e-5)
+    close(import_weights(tmp_path/'hf')[0](pictures()), peer(normal).logits, 1e-5)
 
 
 @pytest.mark.parametrize('changes', [dict(use_relative_position_bias=True), dict(use_mean_pooling=False, use_shared_relative_position_bias=True),
@@ -262,6 +263,22 @@ def test_small_beit3_of_every_task(kind, tmp_path):
     answers = [calls.get(kind, lambda m: m(both))(m) for m in (model, again)]
     if isinstance(answers[0], dict): answers = [a['language'] for a in answers]
     assert torch.equal(*answers) and answers[0].std() > 1e-3
+
+
+def test_a_head_of_another_name_is_left_out():
+    "Nobody outside knows what the layer for visual tokens is called in the pretraining files."
+    state = small_beit3('pretraining')
+    for end in ('weight', 'bias'): state[f'visual_head.{end}'] = state.pop(f'mim_head.{end}')
+    model, report = import_weights(state, num_heads=4)
+    assert model.config.kind == 'captioning' and report.unexpected == ['visual_head.weight', 'visual_head.bias'] and not report.missing
+
+
+def test_half_precision_is_read_as_full():
+    state = {name: t.half() for name, t in small_beit3('captioning').items()}
+    model, _ = import_weights(state, num_heads=4)
+    back = export_state(model, 'beit3')
+    assert all(t.dtype == torch.float32 for t in back.values())
+    equal({name: t.half() for name, t in back.items()}, state)
 
 
 @torch.no_grad()
@@ -485,6 +502,16 @@ def test_folders_and_names(tmp_path):
     with pytest.raises(LabError): import_trunk(tmp_path)
 
 
+def test_the_hub_is_asked_only_if_told(monkeypatch, tmp_path):
+    asked = []
+    torch.save(export_state(model_of('transformers', 'shared'), 'transformers'), tmp_path/'pytorch_model.bin')
+    monkeypatch.setattr('beit_lab.trunk.checkpoints.snapshot_download', lambda name, **rest: asked.append(name) or str(tmp_path))
+    with pytest.raises(WeightsError, match='does not exist'): import_trunk('somebody/beit')
+    assert not asked and import_trunk('somebody/beit', download=True)[0].config.depth == 3 and asked == ['somebody/beit']
+    monkeypatch.setattr('beit_lab.trunk.checkpoints.snapshot_download', lambda name, **rest: 1/0)
+    with pytest.raises(WeightsError, match='could not be fetched'): import_trunk('somebody/beit', download=True)
+
+
 def test_options_of_a_training_script_do_no_harm(tmp_path):
     state = {f'module.{n}': t for n, t in export_state(model_of('unilm', 'shared'), 'unilm').items()}
     torch.save({'module': state, 'args': argparse.Namespace(lr=1e-3), 'epoch': 7, 'optimizer': {'state': {}}}, tmp_path/'checkpoint.pth')
@@ -507,13 +534,13 @@ def test_commands(monkeypatch, capsys, tmp_path):
     peer, run = timm_beit(), lambda *words: lab(monkeypatch, capsys, 'weights', *words)
     torch.save({'model': peer.state_dict()}, tmp_path/'peer.pth')
     told = run('inspect', tmp_path/'peer.pth')
-    assert "classifier, in the names of BEiT's" in told and '48 wide, 3 blocks, 4 heads, 4 by 4 patches' in told and 'blocks.*.attn.qkv.weight' in told
+    assert "classifier, in the names of BEiT's" in told and "('unilm', which knows 55 of 55 names)" in told and '48 wide, 3 blocks, 4 heads, 4 by 4 patches' in told and 'blocks.*.attn.qkv.weight' in told
     assert 'ReleasedClassifier in' in run('import', tmp_path/'peer.pth', tmp_path/'own', '--pixels', 'imagenet')
-    assert "our own names ('beit_lab')" in run('inspect', tmp_path/'own')
+    assert "our own names ('beit_lab'" in run('inspect', tmp_path/'own')
     assert 'written for timm' in run('export', tmp_path/'own', tmp_path/'timm.safetensors', '--layout', 'timm')
     equal(read_state(tmp_path/'timm.safetensors'), peer.state_dict())
     assert 'written for transformers' in run('export', tmp_path/'own', tmp_path/'hf') and 'pixel mean 0.485' in run('inspect', tmp_path/'hf')
-    assert '52 tensors taken, 3 resized' in run('import', tmp_path/'peer.pth', tmp_path/'large', '--image-size', '48') and open_model(tmp_path/'large')[0].trunk.config.grid == (6, 6)
+    assert 'tensors: 52 taken, 3 resized' in run('import', tmp_path/'peer.pth', tmp_path/'large', '--image-size', '48') and open_model(tmp_path/'large')[0].trunk.config.grid == (6, 6)
 
 
 def test_commands_that_fail_cost_a_sentence(monkeypatch, capsys, tmp_path):

@@ -38,7 +38,7 @@ class ReleasedClassifier(PatchClassifier, Saved):
         super().__init__(Trunk(config.trunk), config.class_count)
         self.config, self.norm.eps = config, config.trunk.norm_eps
 
-# %% ../../nbs/06_heads/05_released.ipynb #e5044920
+# %% ../../nbs/06_heads/05_released.ipynb #56ace3c3
 class _Pooled(nn.Module):
     "Summaries to an answer, through two layers (BEiT-3's question answering and NLVR2)."
     def __init__(self, inputs:int, dim:int, outputs:int, eps:float, pooler:bool):
@@ -53,6 +53,7 @@ class _Pooled(nn.Module):
         pooled = self.norm(summary) if self.pool is None else self.pool(self.norm(summary)).tanh()
         return self.answer(F.gelu(self.wide_norm(self.wide(pooled))))
 
+# %% ../../nbs/06_heads/05_released.ipynb #a61fb82a
 class VQAHead(_Pooled):
     "Answers to a question about a picture."
     def __init__(self, dim:int, outputs:int, eps:float): super().__init__(dim, dim, outputs, eps, pooler=True)
@@ -65,7 +66,7 @@ class NLVR2Head(_Pooled):
         "Logits (B, 2) from each picture with the statement."
         return super().forward(torch.cat([run[name][:, 0] for run in (first, second) for name in ('vision', 'language')], dim=-1))
 
-# %% ../../nbs/06_heads/05_released.ipynb #e257a73d
+# %% ../../nbs/06_heads/05_released.ipynb #dd731d93
 class WordsHead(nn.Module):
     "Words, and for pretraining visual tokens, at every position."
     def __init__(self,
@@ -82,6 +83,7 @@ class WordsHead(nn.Module):
         heads = dict(language=self.words, vision=self.codes)
         return {name: head(encoded[name][:, int(name == 'vision'):]) for name, head in heads.items() if head and name in encoded.states}
 
+# %% ../../nbs/06_heads/05_released.ipynb #46e9db93
 class RetrievalHead(nn.Module):
     "Pictures and texts as vectors of length one, near each other where they belong together."
     def __init__(self, dim:int):
@@ -94,7 +96,7 @@ class RetrievalHead(nn.Module):
         heads = dict(vision=self.vision, language=self.language)
         return {name: F.normalize(heads[name](states[:, 0]), dim=-1) for name, states in encoded.states.items()}
 
-# %% ../../nbs/06_heads/05_released.ipynb #a609f7d8
+# %% ../../nbs/06_heads/05_released.ipynb #e479452e
 @dataclass(frozen=True)
 class ReleasedConfig:
     "What a BEiT-3 for a task is made of."
@@ -106,10 +108,13 @@ class ReleasedConfig:
     def __post_init__(self):
         if self.kind not in _HEADS: raise ConfigError(f"no head of kind '{self.kind}': choose {', '.join(_HEADS)}")
 
-_HEADS = dict(vqa=lambda c: VQAHead(c.trunk.embed_dim, c.outputs, c.trunk.norm_eps), nlvr2=lambda c: NLVR2Head(c.trunk.embed_dim, c.outputs, c.trunk.norm_eps),
-              captioning=lambda c: WordsHead(c.trunk.embed_dim, c.outputs), pretraining=lambda c: WordsHead(c.trunk.embed_dim, c.outputs, c.codes),
+_HEADS = dict(vqa=lambda c: VQAHead(c.trunk.embed_dim, c.outputs, c.trunk.norm_eps),
+              nlvr2=lambda c: NLVR2Head(c.trunk.embed_dim, c.outputs, c.trunk.norm_eps),
+              captioning=lambda c: WordsHead(c.trunk.embed_dim, c.outputs),
+              pretraining=lambda c: WordsHead(c.trunk.embed_dim, c.outputs, c.codes),
               retrieval=lambda c: RetrievalHead(c.trunk.embed_dim))
 
+# %% ../../nbs/06_heads/05_released.ipynb #7d1802f9
 class ReleasedModel(Saved):
     "A BEiT-3 with the head of its task."
     config_class = ReleasedConfig
@@ -127,7 +132,7 @@ class ReleasedModel(Saved):
         rules = [causal_mask(s) if self.config.kind == 'captioning' else None for s in segments]
         return self.head(*(self.trunk.encode(s, attention_mask=rule) for s, rule in zip(segments, rules)))
 
-# %% ../../nbs/06_heads/05_released.ipynb #adbfcd1e
+# %% ../../nbs/06_heads/05_released.ipynb #ef1511e1
 def build_released(
     released:Released, # what a file holds, made to fit
     kind:str=None,     # 'trunk', or what to build instead of what the file is for
@@ -138,14 +143,17 @@ def build_released(
     if kind == 'trunk': return Trunk(config)
     if kind == 'mim': return MaskedImageModel(MIMConfig(config, rows('head.weight')))
     if kind == 'classifier': return ReleasedClassifier(ClassifierConfig(config, rows('head.weight')))
-    if kind not in _HEADS: raise WeightsError(f"{released.where} holds a model of kind '{kind}', which is read from its own folder: give the folder, or kind='trunk'")
-    return ReleasedModel(ReleasedConfig(config, kind, rows('head.answer.weight') or rows('head.words.weight'), rows('head.codes.weight')))
+    outputs = rows('head.answer.weight') or rows('head.words.weight')
+    if kind in _HEADS: return ReleasedModel(ReleasedConfig(config, kind, outputs, rows('head.codes.weight')))
+    raise WeightsError(f"{released.where} holds a model of kind '{kind}', which is read from its own folder: "
+                       "give the folder, or kind='trunk'")
 
+# %% ../../nbs/06_heads/05_released.ipynb #02cccf1b
 def import_weights(
     where:str|Path|dict, # a file, a folder, a dictionary, or with `download` the name of a repository on the hub
     kind:str=None,       # 'trunk' to leave a head out; None: what the file is for
     download:bool=False, # may the hub be asked?
-    **changes,           # fields of `TrunkConfig`: what the file does not tell, such as `pixel_mean`, and what is to be different, such as `image_size`
+    **changes,           # fields of `TrunkConfig`: what the file does not tell (`pixel_mean`), and what is to be different (`image_size`)
 )->tuple:                # (model in evaluation mode, `Report`)
     "A whole model from released weights, and what became of every tensor."
     released = open_released(where, download, **changes)
@@ -162,7 +170,7 @@ def pixel_statistics(
     if name not in (None, *_PIXELS): raise ConfigError(f"pixels are normalised by {' or '.join(_PIXELS)}, not by '{name}'")
     return dict(zip(('pixel_mean', 'pixel_std'), _PIXELS[name])) if name else {}
 
-# %% ../../nbs/06_heads/05_released.ipynb #0a5812ac
+# %% ../../nbs/06_heads/05_released.ipynb #76efe92d
 MODELS = {cls.__name__: cls for cls in (Trunk, MaskedImageModel, ReleasedClassifier, ReleasedModel)}
 
 def own_model(
@@ -185,6 +193,7 @@ def open_model(
     model = own.from_pretrained(where)
     return model, compare_released(open_released(where), model)
 
+# %% ../../nbs/06_heads/05_released.ipynb #f90c9131
 def inspect_weights(
     where:str|Path|dict, # as `open_model`
     kind:str=None,       # as `import_weights`

@@ -20,7 +20,7 @@ from .embeddings import TrunkConfig
 from .layouts import LAYOUTS, Layout, detect_kind, detect_layout, to_ours, why_left, with_prefix
 from .sizes import SIZES
 
-# %% ../../nbs/04_trunk/06_checkpoints.ipynb #84841dda
+# %% ../../nbs/04_trunk/06_checkpoints.ipynb #71b281f1
 def _read(path:Path)->dict:
     "What is in a file of weights; nothing in it is executed."
     with open(path, 'rb') as file: head = file.read(16)
@@ -36,9 +36,10 @@ def _unpickled(path:Path)->dict:
     except UnpicklingError as problem: code = re.search(r'GLOBAL ([\w.]+)', str(problem))
     except Exception: code = None                                    # a broken file fails in many ways
     if not code: raise WeightsError(f'{path} is not a whole file of weights: it may be truncated; fetch it again')
-    raise WeightsError(f'{path} wants to run {code[1]} while it is read, which weights have no need for; nothing was run: look for a safetensors file')
+    raise WeightsError(f'{path} wants to run {code[1]} while it is read, which weights have no need for; nothing was run: '
+                       'look for a safetensors file')
 
-# %% ../../nbs/04_trunk/06_checkpoints.ipynb #3c2b28e4
+# %% ../../nbs/04_trunk/06_checkpoints.ipynb #205610a5
 def read_state(
     where:str|Path|dict, # a file, a folder with one, a dictionary, or with `download` the name of a repository on the hub
     download:bool=False, # may the hub be asked?
@@ -56,6 +57,7 @@ def read_state(
 
 def _get(state, key): return state.get(key) if isinstance(state, dict) else None
 
+# %% ../../nbs/04_trunk/06_checkpoints.ipynb #10795e90
 def find_weights(
     where:str|Path,      # as `read_state`
     download:bool=False, # may the hub be asked?
@@ -76,7 +78,7 @@ def _fetched(name:str)->str:
     wanted = ['config.json', 'preprocessor_config.json', 'model.safetensors', 'pytorch_model.bin']
     with _hub_problems(f'{name} could not be fetched'): return snapshot_download(str(name), allow_patterns=wanted)
 
-# %% ../../nbs/04_trunk/06_checkpoints.ipynb #bc0b6510
+# %% ../../nbs/04_trunk/06_checkpoints.ipynb #89106a16
 def infer_config(
     shapes:dict,   # {our name: shape} of all tensors; those of the trunk begin with 'trunk.'
     layout:Layout, # whose names they had
@@ -85,44 +87,56 @@ def infer_config(
     "The trunk that has tensors of these shapes."
     own = {name.removeprefix('trunk.'): tuple(shape) for name, shape in shapes.items() if name.startswith('trunk.')}
     kernel = own.get('embeddings.vision.projection.weight', ())
-    if len(kernel) != 4: raise WeightsError('the kernel that embeds patches is missing or has no four dimensions: without it neither the width nor the patches are known')
-    depth = _depth(own)
-    inferred = dict(embed_dim=kernel[0], channels=kernel[1], patch_size=kernel[2], depth=depth, layer_scale=0.1 if depth <= 12 else 1e-5, norm_eps=layout.norm_eps)
+    if len(kernel) != 4: raise WeightsError('the kernel that embeds patches is missing or has no four dimensions, '
+                                            'without which neither the width nor the patches are known: this is no whole BEiT')
     try:
-        inferred |= _parts(own) | _places(own, kernel[2], known.get('unused_positions', layout.unused)) | dict(num_heads=_heads(own, kernel[0]))
+        inferred = dict(embed_dim=kernel[0], channels=kernel[1], patch_size=kernel[2], depth=_depth(own), norm_eps=layout.norm_eps)
+        inferred |= _parts(own) | _heads(own) | _places(own, kernel[2], known.get('unused_positions', layout.unused))
         return TrunkConfig(**inferred | {name: value for name, value in known.items() if value is not None})
-    except (ConfigError, IndexError) as problem: raise WeightsError(f'the shapes in this file belong to no trunk ({problem}): it may be another model, or say what is not in it, such as num_heads') from None
+    except (ConfigError, IndexError) as problem:
+        raise WeightsError(f'the shapes in this file belong to no trunk ({problem}): '
+                           'it may be another model, or say what is not in it, such as num_heads') from None
 
 def _depth(own:dict)->int:
     "The number of blocks; none may be left out."
     numbers = {int(name.split('.')[1]) for name in own if name.startswith('blocks.')}
-    if not numbers or max(numbers) >= len(numbers): raise WeightsError(f'blocks are missing: there are {len(numbers)}, with numbers up to {max(numbers, default=0)}')
-    return len(numbers)
+    if numbers and max(numbers) < len(numbers): return len(numbers)
+    raise WeightsError(f'blocks are missing: there are {len(numbers)}, with numbers up to {max(numbers, default=0)}; fetch the file again')
 
-def _heads(own:dict, embed_dim:int)->int:
-    "From the table of offsets, or as published for this width; 0 where nobody knows."
-    published = {size['embed_dim']: size['num_heads'] for size in SIZES.values()}
-    tables = [shape for name, shape in own.items() if name.startswith('relative.')]
-    return tables[0][-1] if tables else published.get(embed_dim, 0)
-
+# %% ../../nbs/04_trunk/06_checkpoints.ipynb #71bf6c94
 def _parts(own:dict)->dict:
     "Fields of `TrunkConfig` that say whether something is there."
     has = lambda part: any(re.fullmatch(part + r'(\..*)?', name) for name in own)
-    inferred = dict(mask_token=has('embeddings.vision.mask_token'), final_norm=has('norm'), sub_norm=has(r'blocks\.\d+\.experts\.vision\.sub_norm'))
-    if not has(r'blocks\.\d+\.scale1'): inferred['layer_scale'] = 0.
-    if has(r'blocks\.\d+\.attention\.(vision\.)?k_bias'): inferred['attention_bias'] = 'qkv'
-    if has(r'blocks\.\d+\.attention\.vision'): inferred['attention'] = 'decoupled'
+    block = r'blocks\.\d+\.'
+    inferred = dict(mask_token=has('embeddings.vision.mask_token'), final_norm=has('norm'),
+                    sub_norm=has(block + r'experts\.vision\.sub_norm'),
+                    layer_scale=_layer_scale(own) if has(block + 'scale1') else 0.)
+    if has(block + r'attention\.(vision\.)?k_bias'): inferred['attention_bias'] = 'qkv'
+    if has(block + r'attention\.vision'): inferred['attention'] = 'decoupled'
     if has('embeddings.language'): inferred['modalities'] = ('vision', 'language')
-    joint = {name.split('.')[1] for name in own if '.experts.joint.' in name}
-    width = own.get('blocks.0.experts.vision.fc1.weight', (0,))[0]
-    return inferred | dict(joint_layers=len(joint), hidden_dim=width if width != 4*own['embeddings.vision.projection.weight'][0] else 0)
+    return inferred | dict(joint_layers=len({name.split('.')[1] for name in own if '.experts.joint.' in name}))
 
-# %% ../../nbs/04_trunk/06_checkpoints.ipynb #b7922419
+def _layer_scale(own:dict)->float:
+    "Where LayerScale started in a model as deep as this (BEiT); the learned values are in the file."
+    return 0.1 if _depth(own) <= 12 else 1e-5
+
+def _heads(own:dict)->dict:
+    "Heads from the table of offsets, or as published for this width (0 where nobody knows), and the width of the experts."
+    embed_dim = own['embeddings.vision.projection.weight'][0]
+    hidden_dim = own.get('blocks.0.experts.vision.fc1.weight', (4*embed_dim,))[0]
+    published = {size['embed_dim']: size['num_heads'] for size in SIZES.values()}
+    tables = [shape for name, shape in own.items() if name.startswith('relative.')]
+    return dict(num_heads=tables[0][-1] if tables else published.get(embed_dim, 0),
+                hidden_dim=hidden_dim if hidden_dim != 4*embed_dim else 0)
+
+# %% ../../nbs/04_trunk/06_checkpoints.ipynb #1b3448c0
 def _places(own:dict, patch_size:int, unused:int)->dict:
     "Fields of `TrunkConfig` about positions, tables, words and the size of pictures."
     tables, positions = sum(name.startswith('relative.') for name in own), own.get('embeddings.vision.positions')
     inferred = dict(positions='none' if positions is None else 'absolute', relative={0: 'none', 1: 'shared'}.get(tables, 'per_layer'))
-    grid = _grid(own['relative.0.table'][0] - 3, 2) if 'relative.0.table' in own else _grid(positions[-2] - 1 - unused, 1) if positions else 14
+    grid = 14                                                                   # as published, where nothing tells
+    if positions: grid = _grid(positions[-2] - 1 - unused, 1)
+    if 'relative.0.table' in own: grid = _grid(own['relative.0.table'][0] - 3, 2)
     inferred |= dict(image_size=grid*patch_size, unused_positions=unused if positions or 'embeddings.language.positions' in own else 0)
     if 'embeddings.language.words.weight' in own: inferred['vocab_size'] = own['embeddings.language.words.weight'][0]
     if 'embeddings.language.positions' in own: inferred['max_words'] = own['embeddings.language.positions'][-2] - unused
@@ -132,10 +146,10 @@ def _grid(rows:int, per_side:int)->int:
     "Patches a side, from the rows of learned positions (1 for each patch a side) or of a table of offsets (2, less one)."
     side = round(max(rows, 0)**0.5)
     grid = (side + per_side - 1)//per_side
-    if side*side != rows or grid < 1 or per_side*grid - per_side + 1 != side: raise WeightsError(f'{rows} places belong to no square grid of patches: this is another model')
-    return grid
+    if side*side == rows and grid > 0 and per_side*grid - per_side + 1 == side: return grid
+    raise WeightsError(f'{rows} places belong to no square grid of patches: this is another model')
 
-# %% ../../nbs/04_trunk/06_checkpoints.ipynb #58b6b9b2
+# %% ../../nbs/04_trunk/06_checkpoints.ipynb #0c7211a6
 @dataclass(frozen=True)
 class Released:
     "What a file of weights holds, under our names."
@@ -148,6 +162,7 @@ class Released:
     left:dict                                 # {name in the file: why it is left out}
     notes:dict = field(default_factory=dict)  # {our name: what was done to it}
 
+# %% ../../nbs/04_trunk/06_checkpoints.ipynb #cdf63247
 def read_released(
     where:str|Path|dict, # as `read_state`
     download:bool=False, # may the hub be asked?
@@ -166,18 +181,23 @@ def read_released(
     return Released('the dictionary' if isinstance(where, dict) else str(path), layout, kind, config, tensors,
                     {ours: list(map(shown, names)) for ours, names in origin.items()}, {shown(n): why_left(n, layout) for n in strangers})
 
-# %% ../../nbs/04_trunk/06_checkpoints.ipynb #87aefb83
+# %% ../../nbs/04_trunk/06_checkpoints.ipynb #73a72142
 def _hints(path:Path, layout:Layout)->dict:
     "Fields of `TrunkConfig` that files beside the weights tell."
     if path.name not in ('model.safetensors', 'pytorch_model.bin'): return {}
-    stored, pictures = (read_json(path.parent/name) if (path.parent/name).is_file() else {} for name in ('config.json', 'preprocessor_config.json'))
-    if not (isinstance(stored, dict) and isinstance(pictures, dict)): raise WeightsError(f'{path.parent} has a file beside its weights that is no configuration: remove it, or name the file of weights in another folder')
+    stored, pictures = (_stored(path.parent/name) for name in ('config.json', 'preprocessor_config.json'))
     if layout.name == 'beit_lab': return _own_config(stored, path)
     timm = stored.get('pretrained_cfg') or {}
     told = dict(num_heads=stored.get('num_attention_heads'), norm_eps=stored.get('layer_norm_eps'),
                 pixel_mean=pictures.get('image_mean') or timm.get('mean'), pixel_std=pictures.get('image_std') or timm.get('std'))
     told = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items() if value}
     return {name: getattr(from_stored(TrunkConfig, {name: value}, path.parent), name) for name, value in told.items()}
+
+def _stored(path:Path)->dict:
+    "A configuration, empty where there is none."
+    stored = read_json(path) if path.is_file() else {}
+    if isinstance(stored, dict): return stored
+    raise WeightsError(f'{path} is no configuration: remove it, or put the file of weights into another folder')
 
 def _own_config(stored:dict, path:Path)->dict:
     "All fields of a configuration of ours."

@@ -48,7 +48,7 @@ def to_theirs(
 
 def _several(names)->tuple: return (names,) if isinstance(names, str) else names
 
-# %% ../../nbs/04_trunk/05_layouts.ipynb #8169e9a0
+# %% ../../nbs/04_trunk/05_layouts.ipynb #fd46c1e2
 def _translated(
     state:dict,  # {name: tensor}
     rules:list,  # (names, names on the other side, what is done to the tensor or None)
@@ -67,6 +67,7 @@ def _translated(
         if len(names) == len(rule[0]): tensors.update(zip(targets, _regrouped([state[name] for name in names], len(targets), rule[2])))
     return tensors, origin, unknown
 
+# %% ../../nbs/04_trunk/05_layouts.ipynb #08d3d981
 def _place(name:str, rules:list)->tuple:
     "The rule for a name, the name's place among those it stands with, and all names of the other side."
     for rule in rules:
@@ -176,7 +177,7 @@ def _hf_block(block:str, attention:str, names:tuple)->tuple:
             ('blocks.{i}.experts.vision.fc1.{p}', f'{block}.{fc1}.{{p}}'), ('blocks.{i}.experts.vision.fc2.{p}', f'{block}.{fc2}.{{p}}'),
             ('blocks.{i}.experts.vision.scale2.gamma', f'{block}.lambda_2'))
 
-# %% ../../nbs/04_trunk/05_layouts.ipynb #955327ca
+# %% ../../nbs/04_trunk/05_layouts.ipynb #16b30f1a
 _DISK, _MEMORY = 'beit.encoder.layer.{i}', 'beit.layers.{i}'
 _TABLE = 'relative_position_bias.relative_position_bias_table'
 
@@ -190,12 +191,13 @@ _HF_DISK = Layout('transformers', "the names of transformers' BEiT in files",
               f'{_DISK}.attention.attention.relative_position_bias.relative_position_index'))
 
 _HF_MEMORY = Layout('transformers-5', "the names of transformers' BEiT in memory, since version 5",
-    (*_HF_EMBEDDINGS, *_hf_block(_MEMORY, f'{_MEMORY}.attention', ('q_proj', 'k_proj', 'v_proj', 'attention.o_proj', 'mlp.fc1', 'mlp.fc2'))),
+    (*_HF_EMBEDDINGS, *_hf_block(_MEMORY, f'{_MEMORY}.attention',
+                                 ('q_proj', 'k_proj', 'v_proj', 'attention.o_proj', 'mlp.fc1', 'mlp.fc2'))),
     tables=dict(shared=(('relative.0.table', 'beit.shared_position_bias.relative_position_bias_table'),),
                 per_layer=(('relative.{i}.table', f'{_MEMORY}.{_TABLE}'),)),
     heads=_HF_HEADS, prefix='beit.')
 
-# %% ../../nbs/04_trunk/05_layouts.ipynb #45b346bf
+# %% ../../nbs/04_trunk/05_layouts.ipynb #319faa1f
 def _beit3_copy(modality:str, copy:str)->tuple:
     "What BEiT-3 has for each modality."
     layer, attention = 'beit3.encoder.layers.{i}', 'beit3.encoder.layers.{i}.self_attn'
@@ -211,6 +213,7 @@ def _beit3_copy(modality:str, copy:str)->tuple:
             (f'norm.{modality}.{{p}}', f'beit3.encoder.layer_norm.{copy}.{{p}}'),
             (f'embeddings.{modality}.positions', f'beit3.encoder.embed_positions.{copy}.weight', 'unit'))
 
+# %% ../../nbs/04_trunk/05_layouts.ipynb #3a39b85b
 _BEIT3_HEADS = dict(
     classifier=(('norm.{p}', 'fc_norm.{p}'), ('head.{p}', 'head.{p}')),
     vqa=(('head.norm.{p}', 'pooler.norm.{p}'), ('head.pool.{p}', 'pooler.dense.{p}'), ('head.wide.{p}', 'head.0.{p}'),
@@ -219,7 +222,8 @@ _BEIT3_HEADS = dict(
            ('head.wide_norm.{p}', 'head.norm2.{p}'), ('head.answer.{p}', 'head.dense2.{p}')),
     captioning=(('head.words.{p}', 'mlm_head.{p}'),),
     pretraining=(('head.words.{p}', 'mlm_head.{p}'), ('head.codes.{p}', 'mim_head.{p}')),
-    retrieval=(('head.language.weight', 'language_head.weight'), ('head.vision.weight', 'vision_head.weight'), ('head.logit_scale', 'logit_scale')))
+    retrieval=(('head.language.weight', 'language_head.weight'), ('head.vision.weight', 'vision_head.weight'),
+               ('head.logit_scale', 'logit_scale')))
 
 # %% ../../nbs/04_trunk/05_layouts.ipynb #fa4be150
 _BEIT3 = Layout('beit3', "the names of BEiT-3's authors (unilm, torchscale)",
@@ -244,8 +248,9 @@ _TIMM_BEIT3 = Layout('timm-beit3', "timm's names of BEiT-3's vision half",
      ('blocks.{i}.experts.vision.sub_norm.{p}', 'blocks.{i}.mlp.norm.{p}'), ('norm.vision.{p}', 'norm.{p}')),
     tables={}, heads=dict(classifier=_BEIT3_HEADS['classifier']), norm_eps=1e-5, needs='blocks.0.attn.norm.weight')
 
-# %% ../../nbs/04_trunk/05_layouts.ipynb #b49fc5a3
-_OURS = ('embeddings.{a}', 'relative.{i}.table', *(f'blocks.{{i}}.{part}.{{a}}' for part in ('norm1', 'attention', 'scale1', 'experts')), 'norm.{a}')
+# %% ../../nbs/04_trunk/05_layouts.ipynb #1a37d110
+_OURS = ('embeddings.{a}', 'relative.{i}.table', 'norm.{a}',
+         *(f'blocks.{{i}}.{part}.{{a}}' for part in ('norm1', 'attention', 'scale1', 'experts')))
 
 _OWN = Layout('beit_lab', 'our own names', tuple((ours, f'trunk.{ours}') for ours in _OURS), tables={}, prefix='trunk.',
               heads=dict(mim=(('head.{p}', 'head.{p}'),), classifier=(('norm.{p}', 'norm.{p}'), ('head.{p}', 'head.{p}')),
@@ -253,13 +258,14 @@ _OWN = Layout('beit_lab', 'our own names', tuple((ours, f'trunk.{ours}') for our
 
 LAYOUTS = {layout.name: layout for layout in (_UNILM, _HF_DISK, _HF_MEMORY, _BEIT3, _TIMM_BEIT3, _OWN)}
 
-# %% ../../nbs/04_trunk/05_layouts.ipynb #33f3e6ce
+# %% ../../nbs/04_trunk/05_layouts.ipynb #39d99ee3
 def detect_layout(
     names,      # of the tensors in a file
 )->Layout:      # the one that knows most of them
     "Whose names these are; fewer than half known means that it is nobody's."
     names = list(names)
-    known = {layout.name: sum(_known(name, layout) for name in with_prefix(names, layout)) for layout in LAYOUTS.values() if not layout.needs or layout.needs in names}
+    possible = [layout for layout in LAYOUTS.values() if not layout.needs or layout.needs in names]
+    known = {layout.name: sum(_known(name, layout) for name in with_prefix(names, layout)) for layout in possible}
     best = max(known, key=known.get)
     if 2*known[best] > len(names): return LAYOUTS[best]
     raise WeightsError(f"these are not a BEiT's weights: of {len(names)} names, such as {', '.join(names[:2]) or 'none'}, "

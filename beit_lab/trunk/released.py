@@ -66,22 +66,25 @@ def resize_positions(
     maps = F.interpolate(maps, size=(grid, grid), mode='bicubic', align_corners=False)
     return torch.cat([positions[:, :extra], rearrange(maps, 'b d h w -> b (h w) d').to(positions)], dim=1)
 
-# %% ../../nbs/04_trunk/07_released.ipynb #4843284e
+# %% ../../nbs/04_trunk/07_released.ipynb #1653f3b5
 def refit_released(
     released:Released, # what a file holds
     **changes,         # fields of `TrunkConfig` that are to be different
 )->Released:           # with tensors for the changed configuration
     "Make tensors fit another configuration: another resolution, a table in each block."
-    if wrong := sorted(set(changes) - {f.name for f in fields(TrunkConfig)}): raise ConfigError(f"a trunk has no setting '{wrong[0]}'")
+    wrong = sorted(set(changes) - {f.name for f in fields(TrunkConfig)})
+    if wrong: raise ConfigError(f"a trunk has no setting '{wrong[0]}': choose a field of TrunkConfig")
     found, wanted = released.config, replace(released.config, **changes)
     tensors, notes, origin = dict(released.tensors), dict(released.notes), dict(released.origin)
-    for change, note in ((_cut, 'unused rows left out'), (_copied, 'a copy of the shared one'), (_resized, f'resized from {found.grid[0]} patches a side')):
+    steps = {_cut: 'unused rows left out', _copied: 'a copy of the shared one', _resized: f'resized from {found.grid[0]} patches a side'}
+    for change, note in steps.items():
         new = change(tensors, found, wanted)
         tensors |= new
         notes |= {name: note for name in new}
         origin |= {name: origin['trunk.relative.0.table'] for name in new if name not in origin}
     return replace(released, config=wanted, tensors=tensors, notes=notes, origin=origin)
 
+# %% ../../nbs/04_trunk/07_released.ipynb #d6b506fb
 def _cut(tensors:dict, found:TrunkConfig, wanted:TrunkConfig)->dict:
     "Positions without the rows that nothing reads."
     rows = found.unused_positions - wanted.unused_positions
@@ -95,11 +98,12 @@ def _copied(tensors:dict, found:TrunkConfig, wanted:TrunkConfig)->dict:
 def _resized(tensors:dict, found:TrunkConfig, wanted:TrunkConfig)->dict:
     "Tables and positions of the vision half for another grid."
     if found.grid == wanted.grid: return {}
-    tables = {name: resize_table(t, wanted.grid[0]) for name, t in tensors.items() if name.endswith('.table')}
-    places = {name: resize_positions(t, wanted.grid[0], 1 + wanted.unused_positions) for name, t in tensors.items() if name == 'trunk.embeddings.vision.positions'}
-    return tables | places
+    resized = {name: resize_table(t, wanted.grid[0]) for name, t in tensors.items() if name.endswith('.table')}
+    learned = 'trunk.embeddings.vision.positions'
+    if learned in tensors: resized[learned] = resize_positions(tensors[learned], wanted.grid[0], 1 + wanted.unused_positions)
+    return resized
 
-# %% ../../nbs/04_trunk/07_released.ipynb #1eece261
+# %% ../../nbs/04_trunk/07_released.ipynb #0d79bb4c
 @dataclass(frozen=True)
 class Row:
     "What became of one tensor."
@@ -127,6 +131,7 @@ class Report:
 
     def __str__(self)->str: return '\n'.join([self.title, *_table(self.rows)])
 
+# %% ../../nbs/04_trunk/07_released.ipynb #866a6de9
 def _table(rows:tuple)->list:
     "Lines of text, a line for what differs in the number of the block only."
     counts = {}
@@ -139,7 +144,7 @@ def _table(rows:tuple)->list:
     widths = [max(map(len, column)) for column in zip(*lines)]
     return ['  '.join(f'{cell:{width}}' for cell, width in zip(line, widths)).rstrip() for line in lines]
 
-# %% ../../nbs/04_trunk/07_released.ipynb #4f658843
+# %% ../../nbs/04_trunk/07_released.ipynb #a0a615b5
 def compare_released(
     released:Released, # what a file holds, made to fit
     model:nn.Module,   # a `Trunk`, or something with a `trunk`; may be on the meta device
@@ -147,9 +152,10 @@ def compare_released(
     "What would become of every tensor if the file were loaded into the model."
     own = _whole_state(model)
     rows = [_row(name, own[name].shape, released) for name in own]
-    extra = [Row('left out', _joined(released, name), name, tuple(t.shape), 'for pretraining only' if name.startswith('extra.') else 'no place in this model')
-             for name, t in released.tensors.items() if name not in own]
-    rows += extra + [Row('unknown' if why == STRANGE else 'left out', name, '', (), why) for name, why in released.left.items()]
+    for name, tensor in released.tensors.items():
+        why = 'for pretraining only' if name.startswith('extra.') else 'no place in this model'
+        if name not in own: rows.append(Row('left out', _joined(released, name), name, tuple(tensor.shape), why))
+    rows += [Row('unknown' if why == STRANGE else 'left out', name, '', (), why) for name, why in released.left.items()]
     return Report(_title(released), tuple(rows))
 
 def _whole_state(model:nn.Module)->dict:
@@ -171,15 +177,24 @@ def _row(name:str, wanted:tuple, released:Released)->Row:
     if tensor.shape != wanted: return Row('misfit', theirs, name, tuple(tensor.shape), f'the model needs {tuple(wanted)}')
     return Row('resized' if 'resized' in note else 'taken', theirs, name, tuple(tensor.shape), note)
 
+# %% ../../nbs/04_trunk/07_released.ipynb #c9f20fb3
 def _title(released:Released)->str:
     "File, layout and the trunk in words."
-    c, parts = released.config, []
-    parts += [f'{c.embed_dim} wide, {c.depth} blocks, {c.num_heads} heads, {c.grid[0]} by {c.grid[1]} patches of {c.patch_size} pixels', ' and '.join(c.modalities)]
-    parts += [f'offsets {c.relative}' if c.relative != 'none' else '', f'positions {c.positions}' if c.positions != 'none' else '', 'LayerScale' if c.layer_scale else '',
-              'mask token' if c.mask_token else '', 'final norm' if c.final_norm else '', f'pixel mean {c.pixel_mean[0]:.3g}, deviation {c.pixel_std[0]:.3g}']
-    return f"{released.where}: {released.kind}, in {released.layout.about} ('{released.layout.name}')\n" + '; '.join(part for part in parts if part)
+    c = released.config
+    sizes = f'{c.embed_dim} wide, {c.depth} blocks, {c.num_heads} heads, {c.grid[0]} by {c.grid[1]} patches of {c.patch_size} pixels'
+    there = {f'offsets {c.relative}': c.relative != 'none', f'positions {c.positions}': c.positions != 'none', 'LayerScale': c.layer_scale,
+             'mask token': c.mask_token, 'final norm': c.final_norm}
+    pixels = f'pixel mean {c.pixel_mean[0]:.3g}, deviation {c.pixel_std[0]:.3g}'
+    words = [sizes, ' and '.join(c.modalities), *(part for part, is_there in there.items() if is_there), pixels]
+    return f"{released.where}: {released.kind}, in {released.layout.about} ({_recognised(released)})\n" + '; '.join(words)
 
-# %% ../../nbs/04_trunk/07_released.ipynb #31d78dfa
+def _recognised(released:Released)->str:
+    "How the layout was found out: by the names that it knows."
+    strangers = sum(why not in ('is computed', 'belongs to another head') for why in released.left.values())
+    total = sum(map(len, released.origin.values())) + len(released.left)
+    return f"'{released.layout.name}', which knows {total - strangers} of {total} names"
+
+# %% ../../nbs/04_trunk/07_released.ipynb #0121cadc
 def load_released(
     model:nn.Module,   # a `Trunk`, or something with a `trunk`; gets the weights
     released:Released, # what a file holds, made to fit
@@ -193,14 +208,18 @@ def load_released(
     model.load_state_dict(state if hasattr(model, 'trunk') else {name.removeprefix('trunk.'): t for name, t in state.items()})
     return report
 
+# %% ../../nbs/04_trunk/07_released.ipynb #56e4acbc
 def _refuse(report:Report, released:Released):
     "Raise an error with one sentence if the file cannot be used."
     by_fate = lambda fate: [row for row in report.rows if row.fate == fate]
     missing, misfits, strangers = map(by_fate, ('missing', 'misfit', 'unknown'))
     if missing: raise WeightsError(_missing_sentence(missing, [row.theirs for row in strangers], released))
-    if misfits: raise WeightsError(f'{released.where}: {misfits[0].theirs} has shape {misfits[0].shape}, but {misfits[0].note}: the file is of another model, or damaged')
-    if strangers: raise WeightsError(f'{released.where} has {strangers[0].theirs}, which is no part of such a model ({len(strangers)} such names): it is of another architecture')
+    if misfits: raise WeightsError(f'{released.where}: {misfits[0].theirs} has shape {misfits[0].shape}, but {misfits[0].note}: '
+                                   'the file is of another model, or damaged')
+    if strangers: raise WeightsError(f'{released.where} has {strangers[0].theirs}, which is no part of such a model '
+                                     f'({len(strangers)} such names): it is of another architecture')
 
+# %% ../../nbs/04_trunk/07_released.ipynb #eacc7c5b
 def _missing_sentence(missing:list, strangers:list, released:Released)->str:
     "Which names are missing, and which one may be a misspelling."
     expected = their_names(missing[0].ours, released.layout.rules(released.config.relative, released.kind)) or [missing[0].ours]
@@ -232,7 +251,7 @@ def import_trunk(
     trunk = Trunk(released.config)
     return trunk.eval(), load_released(trunk, released)
 
-# %% ../../nbs/04_trunk/07_released.ipynb #51353db6
+# %% ../../nbs/04_trunk/07_released.ipynb #fd9257fa
 def export_state(
     model:nn.Module,             # a `Trunk`, or a model with a `trunk` and a head
     layout:str='transformers',   # a name in `LAYOUTS`, or 'timm'
@@ -242,9 +261,11 @@ def export_state(
     chosen = _layout_for(layout, config)
     state = _exportable(_whole_state(model), config, getattr(model, 'trunk', model), chosen)
     kind, _ = detect_kind(state, chosen, ours=True)
-    if layout == 'timm': state = {name: t for name, t in state.items() if not name.endswith('mask_token') and (kind != 'mim' or name.startswith('trunk.'))}
+    if layout == 'timm': state = {name: t for name, t in state.items() if not name.endswith('mask_token')}
+    if layout == 'timm' and kind == 'mim': state = {name: t for name, t in state.items() if name.startswith('trunk.')}
     theirs, _, unknown = to_theirs(state, chosen.rules(config.relative, kind))
-    if unknown: raise ConfigError(f"the layout '{chosen.name}' has no word for {unknown[0]} ({len(unknown)} such tensors): choose another, or export the trunk alone")
+    if unknown: raise ConfigError(f"the layout '{chosen.name}' has no word for {unknown[0]} ({len(unknown)} such tensors): "
+                                  'choose another, or export the trunk alone')
     prefix = chosen.prefix if kind == 'trunk' else ''
     return {name.removeprefix(prefix): t.detach().cpu().clone().contiguous() for name, t in theirs.items()}
 
@@ -260,17 +281,21 @@ def _exportable(state:dict, config:TrunkConfig, trunk:Trunk, layout:Layout)->dic
     if waves is not None and layout.name != 'beit_lab': state = {**state, 'trunk.embeddings.vision.positions': waves}
     return state | _cut(state, config, replace(config, unused_positions=min(layout.unused, config.unused_positions)))
 
-# %% ../../nbs/04_trunk/07_released.ipynb #d31682bc
+# %% ../../nbs/04_trunk/07_released.ipynb #ed8a3691
 _HF_MODELS = dict(trunk='BeitModel', mim='BeitForMaskedImageModeling', classifier='BeitForImageClassification')
 
 def _hf_config(model:nn.Module, kind:str)->dict:
     "The configuration of a model in transformers' words."
     c, head = getattr(model, 'trunk', model).config, getattr(model, 'head', None)
-    outputs = {} if head is None else {'vocab_size': len(head.weight)} if kind == 'mim' else {'id2label': {i: str(i) for i in range(len(head.weight))}}
-    return dict(model_type='beit', architectures=[_HF_MODELS[kind]], hidden_size=c.embed_dim, num_hidden_layers=c.depth, num_attention_heads=c.num_heads,
-                intermediate_size=c.hidden_dim or 4*c.embed_dim, image_size=c.image_size, patch_size=c.patch_size, num_channels=c.channels, layer_norm_eps=c.norm_eps,
-                use_mask_token=c.mask_token, use_absolute_position_embeddings=c.positions != 'none', use_relative_position_bias=c.relative == 'per_layer',
-                use_shared_relative_position_bias=c.relative == 'shared', layer_scale_init_value=c.layer_scale, drop_path_rate=c.drop_path,
+    outputs = {}
+    if kind == 'mim': outputs = dict(vocab_size=len(head.weight))
+    if kind == 'classifier': outputs = dict(id2label={i: str(i) for i in range(len(head.weight))})
+    return dict(model_type='beit', architectures=[_HF_MODELS[kind]],
+                num_channels=c.channels, image_size=c.image_size, patch_size=c.patch_size, hidden_size=c.embed_dim,
+                num_hidden_layers=c.depth, num_attention_heads=c.num_heads, intermediate_size=c.hidden_dim or 4*c.embed_dim,
+                layer_norm_eps=c.norm_eps, layer_scale_init_value=c.layer_scale, drop_path_rate=c.drop_path,
+                use_mask_token=c.mask_token, use_absolute_position_embeddings=c.positions != 'none',
+                use_relative_position_bias=c.relative == 'per_layer', use_shared_relative_position_bias=c.relative == 'shared',
                 use_mean_pooling=kind != 'trunk' or not c.final_norm, **outputs)
 
 def _hf_pictures(config:TrunkConfig)->dict:
@@ -279,6 +304,7 @@ def _hf_pictures(config:TrunkConfig)->dict:
     return dict(image_processor_type='BeitImageProcessor', do_resize=True, size=size, resample=3, do_center_crop=False, do_rescale=True,
                 rescale_factor=1/255, do_normalize=True, image_mean=list(config.pixel_mean), image_std=list(config.pixel_std))
 
+# %% ../../nbs/04_trunk/07_released.ipynb #c7c2c373
 def export_weights(
     model:nn.Module,           # as `export_state`
     where:str|Path,            # a file `….safetensors`, or with the layout 'transformers' a folder
@@ -286,11 +312,12 @@ def export_weights(
 )->Path:                       # `where`
     "Write the tensors of a model under the names of another library."
     state, where = export_state(model, layout), Path(where)
-    if layout != 'transformers' and where.suffix != '.safetensors': raise ConfigError(f'{where} must end in .safetensors: only for transformers a folder is written')
+    folder = where.suffix != '.safetensors'
+    if folder and layout != 'transformers':
+        raise ConfigError(f'{where} must end in .safetensors: only for transformers a folder is written')
     with atomic_path(where) as temporary:
-        folder = where.suffix != '.safetensors'
         if folder: temporary.mkdir()
-        save_file(state, temporary/'model.safetensors' if folder else temporary, metadata={'format': 'pt'})
+        save_file(state, temporary/'model.safetensors' if folder else temporary, metadata={'format': 'pt'}) # transformers looks for it
         if folder: write_json(temporary/'config.json', _hf_config(model, detect_kind(_whole_state(model), LAYOUTS[layout], ours=True)[0]))
         if folder: write_json(temporary/'preprocessor_config.json', _hf_pictures(getattr(model, 'trunk', model).config))
     return where
