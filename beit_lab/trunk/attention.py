@@ -27,13 +27,13 @@ def attend(
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return rearrange(mixed, 'b h n d -> b n (h d)')
 
-# %% ../../nbs/04_trunk/01_attention.ipynb #6523174a
+# %% ../../nbs/04_trunk/01_attention.ipynb #9e01b778
 class Attention(nn.Module):
     "Multi-head self-attention in two halves, `ask` and `answer`, with `attend` between them."
     def __init__(self,
         embed_dim:int,        # width of the states
         num_heads:int,        # heads; must divide `embed_dim`
-        bias:str='qv',        # which of queries, keys and values have one: 'qv' (BEiT: softmax would not notice the key's) or 'qkv' (BEiT-3)
+        bias:str='qv',        # of queries and values (BEiT) or, 'qkv', of keys as well (BEiT-3)
         sub_norm:bool=False,  # a layer norm before the output projection? (Magneto, BEiT-3)
         norm_eps:float=1e-6,  # its epsilon
     ):

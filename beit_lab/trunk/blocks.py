@@ -108,7 +108,7 @@ def attended(self:Block, x:torch.Tensor, sizes:dict, mask:torch.Tensor=None, pas
     mixed = attend(asked, self.num_heads, mask, past)
     return by_slice(mixed, sizes, lambda name, part: self.scale1[name](self.attention[name].answer(part)))
 
-# %% ../../nbs/04_trunk/01_blocks.ipynb #64911d59
+# %% ../../nbs/04_trunk/01_blocks.ipynb #2aec996b
 _STARTS = ('beit', 'finetune', 'xavier', 'magneto')
 
 def init_weights(
@@ -127,7 +127,8 @@ def draw_weights(
     kind:str='beit',     # as `init_weights`
 ):
     "Fill one tensor with random numbers, in place."
-    if kind in ('xavier', 'magneto') and weight.ndim in (2, 4): nn.init.xavier_uniform_(weight.flatten(1))  # a kernel counts as the matrix it is
+    matrix = weight.ndim in (2, 4)                                         # a kernel counts as the matrix it is
+    if matrix and kind in ('xavier', 'magneto'): nn.init.xavier_uniform_(weight.flatten(1))
     else: nn.init.trunc_normal_(weight, std=0.02, **(dict(a=-0.02, b=0.02) if kind == 'beit' else {}))
 
 # %% ../../nbs/04_trunk/01_blocks.ipynb #cf5e0923

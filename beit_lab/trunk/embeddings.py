@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ..core import ConfigError
 from .attention import sincos_positions
 
-# %% ../../nbs/04_trunk/02_embeddings.ipynb #0dd497a6
+# %% ../../nbs/04_trunk/02_embeddings.ipynb #53565a72
 @dataclass(frozen=True)
 class TrunkConfig:
     "What a trunk is made of."
@@ -52,18 +52,9 @@ class TrunkConfig:
     @property
     def grid(self)->tuple: return (self.image_size//self.patch_size,)*2
 
-    def check_grid(self,
-        grid:tuple, # (h, w) patches of some pictures
-        what:str,   # what was made for `self.grid`, for the message
-    ):
-        "Refuse pictures of another grid than a table was made for."
-        if grid == self.grid: return
-        raise ConfigError(f'{what} a grid of {self.grid} patches, these pictures have {grid}: resize them to {self.image_size} pixels, '
-                          "or build the trunk with positions='sincos' and relative='none', which take any grid")
-
-# %% ../../nbs/04_trunk/02_embeddings.ipynb #5cbb31e6
-_CHOICES = dict(positions=('absolute', 'sincos', 'none'), relative=('none', 'shared', 'per_layer'), init=('beit', 'finetune', 'xavier', 'magneto'),
-                attention=('shared', 'decoupled'), attention_bias=('qv', 'qkv'))
+# %% ../../nbs/04_trunk/02_embeddings.ipynb #c1fe86ac
+_CHOICES = dict(positions=('absolute', 'sincos', 'none'), relative=('none', 'shared', 'per_layer'),
+                init=('beit', 'finetune', 'xavier', 'magneto'), attention=('shared', 'decoupled'), attention_bias=('qv', 'qkv'))
 _AT_LEAST = dict(image_size=1, patch_size=1, channels=1, embed_dim=1, depth=1, num_heads=1, vocab_size=1, max_words=1,
                  hidden_dim=0, joint_layers=0, unused_positions=0)
 
@@ -77,7 +68,7 @@ def _check_config(config:TrunkConfig):
         whole, part = getattr(config, large), getattr(config, small)
         if whole % part: raise ConfigError(f'{large} {whole} does not divide by {small} {part}: change one of the two')
     if not 0 <= config.drop_path < 1: raise ConfigError(f'drop_path is a probability below 1, not {config.drop_path}')
-    if config.joint_layers > config.depth: raise ConfigError(f'joint_layers {config.joint_layers} is more than the depth {config.depth}: use fewer')
+    if (top := config.joint_layers) > config.depth: raise ConfigError(f'joint_layers must be at most the depth {config.depth}, not {top}')
     _check_modalities(config)
 
 def _check_modalities(config:TrunkConfig):
@@ -87,6 +78,17 @@ def _check_modalities(config:TrunkConfig):
         raise ConfigError(f"modalities need names of their own, and 'joint' is taken by the expert they share, so not {config.modalities}")
     if unknown := [m for m in config.modalities if m not in EMBEDDINGS]:
         raise ConfigError(f"no embedding for modality '{unknown[0]}': known are {', '.join(EMBEDDINGS)}; add yours to EMBEDDINGS")
+
+# %% ../../nbs/04_trunk/02_embeddings.ipynb #047f0862
+@patch
+def check_grid(self:TrunkConfig,
+    grid:tuple, # (h, w) patches of some pictures
+    what:str,   # what was made for `self.grid`, for the message
+):
+    "Refuse pictures of another grid than a table was made for."
+    if grid == self.grid: return
+    raise ConfigError(f'{what} a grid of {self.grid} patches, these pictures have {grid}: resize them to {self.image_size} pixels, '
+                      "or build the trunk with positions='sincos' and relative='none', which take any grid")
 
 # %% ../../nbs/04_trunk/02_embeddings.ipynb #193a4d7b
 @dataclass(frozen=True)
@@ -202,18 +204,21 @@ class LanguageEmbedding(nn.Module):
         places = torch.arange(first, first + length, device=tokens.device).expand(tokens.shape) if first else None
         return Segment(states, pad=pad_mask, positions=places)
 
-# %% ../../nbs/04_trunk/02_embeddings.ipynb #ce4032c0
+# %% ../../nbs/04_trunk/02_embeddings.ipynb #807940e8
 @patch
 def _check(self:LanguageEmbedding, tokens:torch.Tensor, pad_mask:torch.Tensor, first:int):
     "Refuse tokens that are not of this vocabulary, and texts that are too long."
     rows, longest = self.config.vocab_size, self.config.max_words
     if tokens.ndim != 2 or tokens.dtype not in (torch.int32, torch.int64):
         raise ConfigError(f'tokens must be (B, L) whole numbers (int64), not {tuple(tokens.shape)} of {tokens.dtype}')
-    if first + tokens.shape[1] > longest: raise ConfigError(f'{first + tokens.shape[1]} words are more than this trunk has places for ({longest}): cut the text, or raise max_words')
+    if (length := first + tokens.shape[1]) > longest:
+        raise ConfigError(f'{length} words are more than this trunk has places for ({longest}): cut the text, or raise max_words')
     if pad_mask is not None and (pad_mask.shape != tokens.shape or pad_mask.dtype != torch.bool):
-        raise ConfigError(f'pad_mask must be {tuple(tokens.shape)} bool, True where padding, not {tuple(pad_mask.shape)} of {pad_mask.dtype}')
+        raise ConfigError(f'pad_mask must be {tuple(tokens.shape)} bool, True where padding, not {tuple(pad_mask.shape)} {pad_mask.dtype}')
     looked_at = tokens.device.type == 'cpu' and tokens.numel()                               # elsewhere a look would make the device wait
-    if looked_at and not 0 <= tokens.min() <= tokens.max() < rows: raise ConfigError(f'token {tokens.max()} is not among the {rows} of vocab_size: use the tokenizer that this trunk was made for')
+    if looked_at and not 0 <= tokens.min() <= tokens.max() < rows:
+        strange = tokens[(tokens < 0) | (tokens >= rows)][0]
+        raise ConfigError(f'token {strange} is not among the {rows} of vocab_size: use the tokenizer that this trunk was made for')
 
 # %% ../../nbs/04_trunk/02_embeddings.ipynb #333cc6f2
 EMBEDDINGS = {'vision': VisionEmbedding, 'language': LanguageEmbedding}      # modality -> what builds its module from a TrunkConfig

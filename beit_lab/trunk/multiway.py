@@ -71,10 +71,10 @@ def _final_norm(config:TrunkConfig)->nn.Module:
     if not config.final_norm: return nn.Identity()
     return nn.ModuleDict({name: norm() for name in config.modalities}) if config.attention == 'decoupled' else norm()
 
-# %% ../../nbs/04_trunk/02_multiway.ipynb #aef89a6b
+# %% ../../nbs/04_trunk/02_multiway.ipynb #8ca2c83a
 @patch
 def embed(self:Trunk,
-    batch:dict, # {modality: {argument of its embedding: value}}, such as `{'vision': {'pixels': ..., 'mask': ...}, 'language': {'tokens': ...}}`
+    batch:dict, # {modality: {argument of its embedding: value}}, such as `{'vision': {'pixels': ...}, 'language': {'tokens': ...}}`
 )->dict:        # {modality: Segment}
     "Each modality's inputs as a segment, in the order of `config.modalities`."
     self._known(batch)

@@ -11,13 +11,13 @@ from dataclasses import fields
 from ..core import ConfigError
 from .multiway import Trunk, TrunkConfig
 
-# %% ../../nbs/04_trunk/03_sizes.ipynb #4ed16b4f
+# %% ../../nbs/04_trunk/03_sizes.ipynb #952f7f46
 _LAB = dict(positions='sincos', relative='none', layer_scale=0., drop_path=0., init='xavier', vocab_size=4096, max_words=64)
 _PAPER = dict(positions='none', relative='shared', layer_scale=0.1, drop_path=0.1, init='beit')
-_RELEASED = dict(modalities=('vision', 'language'), attention='decoupled', attention_bias='qkv', sub_norm=True, positions='absolute', unused_positions=2,
-                 relative='none', layer_scale=0., drop_path=0.1, init='beit', norm_eps=1e-5)
-_MULTIWAY = dict(modalities=('vision', 'language'), attention='shared', attention_bias='qkv', joint_layers=3, positions='absolute',
-                 relative='none', layer_scale=0., drop_path=0.1, init='beit')
+_WORDS = dict(modalities=('vision', 'language'), attention_bias='qkv', positions='absolute', relative='none',
+              layer_scale=0., drop_path=0.1, init='beit')
+_RELEASED = dict(_WORDS, attention='decoupled', sub_norm=True, unused_positions=2, norm_eps=1e-5)
+_MULTIWAY = dict(_WORDS, attention='shared', joint_layers=3)
 
 SIZES = dict( # name -> what differs from TrunkConfig
     pico  = dict(_LAB, image_size=32, patch_size=4, embed_dim=128, depth=4, num_heads=4),

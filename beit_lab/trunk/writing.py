@@ -33,13 +33,13 @@ class Cache:
         self.pad, self.padded = torch.cat(pads, dim=1), self.padded or any(s.pad is not None for s in segments.values())
         self.modalities = tuple(dict.fromkeys((*self.modalities, *segments)))
 
-# %% ../../nbs/04_trunk/02_writing.ipynb #c2753887
+# %% ../../nbs/04_trunk/02_writing.ipynb #e9745c38
 def causal_mask(
     segments:dict,              # {modality: Segment} to be encoded together
     cache:Cache=None,           # what has been encoded before them, as in `Trunk.encode`; written words see all of it
     causal:tuple=('language',), # modalities that are written one position after the other
 )->torch.Tensor:                # (1, 1, N, keys) bool, True where i may look at j
-    "Who may look at whom where a text is written: a word at the picture and at the words before it, the picture at itself (BEiT-3's captioning)."
+    "Who may look at whom in writing: a word at the picture and at the words before it, the picture at itself (BEiT-3)."
     counts = {name: s.states.shape[1] for name, s in segments.items()}
     given = torch.cat([torch.full((n,), name not in causal) for name, n in counts.items()])      # (N,) bool: not written, seen by all
     earlier_or_self = torch.ones(len(given), len(given), dtype=torch.bool).tril()
