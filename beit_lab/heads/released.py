@@ -7,7 +7,7 @@ __all__ = ['MODELS', 'ClassifierConfig', 'ReleasedClassifier', 'VQAHead', 'NLVR2
            'ReleasedConfig', 'ReleasedModel', 'build_released', 'import_weights', 'pixel_statistics', 'own_model',
            'open_model', 'inspect_weights']
 
-# %% ../../nbs/06_heads/05_released.ipynb #54da5561
+# %% ../../nbs/06_heads/05_released.ipynb #74615480
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from .finetune import PatchClassifier
 from ..pretrain.objectives import MaskedImageModel, MIMConfig
 from ..trunk.checkpoints import Released, read_released
 from ..trunk.multiway import Encoded, Trunk, TrunkConfig, causal_mask
-from ..trunk.released import Report, compare_released, load_released, open_released
+from ..trunk.released import Report, compare_released, load_released, open_released, undrawn
 
 # %% ../../nbs/06_heads/05_released.ipynb #89f3ef04
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def build_released(
     raise WeightsError(f"{released.where} holds a model of kind '{kind}', which is read from its own folder: "
                        "give the folder, or kind='trunk'")
 
-# %% ../../nbs/06_heads/05_released.ipynb #02cccf1b
+# %% ../../nbs/06_heads/05_released.ipynb #b2d7649a
 def import_weights(
     where:str|Path|dict, # a file, a folder, a dictionary, or with `download` the name of a repository on the hub
     kind:str=None,       # 'trunk' to leave a head out; None: what the file is for
@@ -157,7 +157,7 @@ def import_weights(
 )->tuple:                # (model in evaluation mode, `Report`)
     "A whole model from released weights, and what became of every tensor."
     released = open_released(where, download, **changes)
-    model = build_released(released, kind)
+    with undrawn(): model = build_released(released, kind)
     return model.eval(), load_released(model, released)
 
 # %% ../../nbs/06_heads/05_released.ipynb #535800f0

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['offset_places', 'resize_table', 'resize_positions', 'refit_released', 'Row', 'Report', 'compare_released',
-           'load_released', 'open_released', 'import_trunk', 'export_state', 'export_weights']
+           'load_released', 'undrawn', 'open_released', 'import_trunk', 'export_state', 'export_weights']
 
-# %% ../../nbs/04_trunk/07_released.ipynb #98fdadf4
+# %% ../../nbs/04_trunk/07_released.ipynb #8d395b2f
 import os, re
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
@@ -18,8 +18,10 @@ from einops import rearrange
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from ..core import ConfigError, WeightsError, atomic_path, write_json
+from .blocks import draw_weights
 from .checkpoints import Released, read_released
 from .layouts import LAYOUTS, STRANGE, Layout, detect_kind, their_names, to_theirs
 from .multiway import Trunk, TrunkConfig
@@ -194,7 +196,7 @@ def _recognised(released:Released)->str:
     total = sum(map(len, released.origin.values())) + len(released.left)
     return f"'{released.layout.name}', which knows {total - strangers} of {total} names"
 
-# %% ../../nbs/04_trunk/07_released.ipynb #0121cadc
+# %% ../../nbs/04_trunk/07_released.ipynb #49978356
 def load_released(
     model:nn.Module,   # a `Trunk`, or something with a `trunk`; gets the weights
     released:Released, # what a file holds, made to fit
@@ -203,9 +205,10 @@ def load_released(
     report = compare_released(released, model)
     _refuse(report, released)
     state = {name: released.tensors.get(name, tensor) for name, tensor in _whole_state(model).items()}
-    sick = [name for name, t in state.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+    sick = [name for name, t in released.tensors.items() if name in state and t.is_floating_point() and not torch.isfinite(t).all()]
     if sick: raise WeightsError(f'{released.where}: {_joined(released, sick[0])} contains NaN or infinity: fetch it again')
     model.load_state_dict(state if hasattr(model, 'trunk') else {name.removeprefix('trunk.'): t for name, t in state.items()})
+    for name in report.names('new'): draw_weights(_whole_state(model)[name], released.config.init)
     return report
 
 # %% ../../nbs/04_trunk/07_released.ipynb #56e4acbc
@@ -229,7 +232,16 @@ def _missing_sentence(missing:list, strangers:list, released:Released)->str:
     more = f' and {len(missing) - 1} more' if len(missing) > 1 else ''
     return f'{released.where} lacks {absent[0]}{more}{hint}'
 
-# %% ../../nbs/04_trunk/07_released.ipynb #6c102ae0
+# %% ../../nbs/04_trunk/07_released.ipynb #7b23f148
+class undrawn(TorchFunctionMode):
+    "Inside, zeros are put where random numbers would be drawn: for models whose weights are loaded next."
+    draws = {torch.Tensor.uniform_, torch.Tensor.normal_, nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_} # the others call these
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func not in self.draws: return func(*args, **kwargs)
+        return (args[0] if args else kwargs['tensor']).detach().zero_()
+
+# %% ../../nbs/04_trunk/07_released.ipynb #ff816895
 _SILENT = ('num_heads', 'norm_eps', 'pixel_mean', 'pixel_std') # fields of `TrunkConfig` that shapes do not tell
 
 def open_released(
@@ -248,7 +260,7 @@ def import_trunk(
 )->tuple:                # (`Trunk` in evaluation mode, `Report`)
     "The trunk of a file of released weights, whatever head is on it."
     released = open_released(where, download, **changes)
-    trunk = Trunk(released.config)
+    with undrawn(): trunk = Trunk(released.config)
     return trunk.eval(), load_released(trunk, released)
 
 # %% ../../nbs/04_trunk/07_released.ipynb #fd9257fa
