@@ -232,10 +232,11 @@ def _missing_sentence(missing:list, strangers:list, released:Released)->str:
     more = f' and {len(missing) - 1} more' if len(missing) > 1 else ''
     return f'{released.where} lacks {absent[0]}{more}{hint}'
 
-# %% ../../nbs/04_trunk/07_released.ipynb #7b23f148
+# %% ../../nbs/04_trunk/07_released.ipynb #6a568d10
 class undrawn(TorchFunctionMode):
     "Inside, zeros are put where random numbers would be drawn: for models whose weights are loaded next."
-    draws = {torch.Tensor.uniform_, torch.Tensor.normal_, nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_} # the others call these
+    draws = {torch.Tensor.uniform_, torch.Tensor.normal_,
+             nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_} # all others call these
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func not in self.draws: return func(*args, **kwargs)
