@@ -5,7 +5,7 @@
 A case is a function of its kind and its number. It runs in a process of its own, which is watched: an exception that is no `LabError`, more than 20 seconds of
 processor time, more than 1 GB, or the death of the process is a fault. `--only 17` runs case 17 alone and shows its traceback.
 """
-import argparse, contextlib, io, json, multiprocessing, os, pickle, random, resource, shutil, signal, struct, sys, tempfile, time, traceback, warnings, zlib
+import argparse, contextlib, io, json, multiprocessing, os, pickle, random, re, resource, shutil, signal, struct, sys, tempfile, time, traceback, warnings, zlib
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
@@ -350,7 +350,10 @@ def run_case(number, seed):
 
 MISBEHAVIOUR = dict(hang=lambda: all(True for _ in iter(int, 1)), swell=lambda: len(bytearray(1200*2**20)), die=lambda: os.abort()) # for the test of the watch
 
-def memory(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**20 if sys.platform == 'darwin' else 2**10)
+def memory():
+    "Megabytes that this process has held at most; on Linux getrusage would count those of the process that started it too."
+    own = re.search(r'VmHWM:\s+(\d+) kB', Path('/proc/self/status').read_text()) if Path('/proc/self/status').exists() else None
+    return int(own[1])/2**10 if own else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**20 if sys.platform == 'darwin' else 2**10)
 
 def work(pipe, seed, runs):
     "Do the cases that come through the pipe."

@@ -132,7 +132,8 @@ def test_interrupt_saves_and_continues(tmp_path):
     "Ctrl-C ends with a sentence; the same command continues and finishes."
     import signal, time
     command = [sys.executable, '-m', 'beit_lab.cli', 'demo', '--data', 'digits', '--out', str(tmp_path/'run'), '--minutes', '0.5']
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heard = lambda: signal.signal(signal.SIGINT, signal.default_int_handler) # what runs in the background may have been told to ignore Ctrl-C
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     state = tmp_path/'run/pretrain_state/state.safetensors'
     deadline = time.time() + 240
     while not state.exists() and time.time() < deadline and process.poll() is None: time.sleep(0.05)
