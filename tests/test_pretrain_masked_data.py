@@ -79,12 +79,25 @@ def test_batches_depend_on_seed_and_step_alone():
 
 
 def test_pairs_keep_left_and_right():
-    "A pair's picture is never mirrored; pictures alone are."
-    _, kinds = world()
-    rows = torch.arange(20)
-    seen = kinds['pairs'].draw(rows, generator(0))[0]['vision']['pixels']
-    assert torch.equal(seen, kinds['pairs'].pictures.images[rows].float()/255)
-    assert not torch.equal(kinds['pictures'].draw(rows, generator(0))[0]['vision']['pixels'], seen)
+    "A pair's picture is not mirrored, or only where no word becomes false; pictures alone are."
+    rows = torch.arange(27)
+    def pixels(kind, task): return kind.draw(rows, 0, 0)[0]['vision']['pixels']
+    task, kinds = world()
+    plain = kinds['pairs'].pictures.images.float()/255
+    assert torch.equal(pixels(kinds['pairs'], task), plain)
+    assert not torch.equal(pixels(kinds['pictures'], task), plain)
+    mirrored = (pixels(world(pair_mirror=True)[1]['pairs'], task) != plain).flatten(1).any(1)
+    harmless = torch.tensor(['left' not in text for text in TEXTS])
+    assert mirrored.any() and not (mirrored & ~harmless).any()
+
+
+def test_what_has_no_words_is_left_out_and_counted():
+    task, kinds = world()
+    texts = Texts(['red circle', '  ', None, ['blue', '']], kinds['texts'].captions.tokenizer, task)
+    assert len(texts) == 2 and texts.captions.empty == 2 and 'left out' in texts.captions.report()
+    pairs = kinds['pairs']
+    some = Pairs(pairs.pictures.images, pairs.pictures.cache, [None]*20 + TEXTS[20:], kinds['texts'].captions.tokenizer, task)
+    assert len(some) == 7 and torch.equal(some.draw(torch.arange(7), 0, 0)[0]['vision']['pixels'], pairs.pictures.images[20:].float()/255)
 
 
 class StopAt(Callback):
@@ -135,10 +148,10 @@ def test_two_processes_give_the_gradient_of_one(tmp_path):
 
 def test_what_cannot_work_is_refused():
     task, kinds = world()
-    images, cache, words = kinds['pairs'].pictures.images, kinds['pairs'].pictures.cache, kinds['texts'].tokenizer
+    images, cache, words = kinds['pairs'].pictures.images, kinds['pairs'].pictures.cache, kinds['texts'].captions.tokenizer
     with pytest.raises(DataError, match='27 pictures, but 3 texts'): Pairs(images, cache, TEXTS[:3], words, task)
-    with pytest.raises(DataError, match='1 of 2 texts are empty'): Texts(['a star', ''], words, task)
+    with pytest.raises(DataError, match='no words'): Texts(['', None], words, task)
     with pytest.raises(ConfigError, match='tokens of 27'): Pairs(images[:5], cache, TEXTS[:5], words, task)
     with pytest.raises(ConfigError, match='pair_hides'): MDMConfig(task.trunk, pair_hides='none')
     with pytest.raises(ConfigError, match='must name the same'): MixedSteps(kinds, dict(pictures=3))
-    assert (kinds['texts'].draw(torch.arange(4), generator(0))[2]['language'] != IGNORE).any()
+    assert (kinds['texts'].draw(torch.arange(4), 0, 0)[2]['language'] != IGNORE).any()

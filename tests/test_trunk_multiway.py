@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from noise import scramble
 from torch import nn
 
 from beit3_peer import SlowBEiT3, random_weights, to_trunk, torchscale_beit3
@@ -25,10 +26,7 @@ KINDS = dict(shared=dict(), decoupled=dict(attention='decoupled', attention_bias
 
 def scrambled(seed=0, size=0.15, **changes):
     "A trunk whose parameters are all random, biases and tables included."
-    model, draw = Trunk(TrunkConfig(**{**LAB, **changes})), generator('scrambled', seed)
-    with torch.no_grad():
-        for p in model.parameters(): p.add_(size*torch.randn(p.shape, generator=draw))
-    return model.eval()
+    return scramble(Trunk(TrunkConfig(**{**LAB, **changes})), seed, size)
 
 
 def inputs(batch=2, image=16, words=7, vocab=40):

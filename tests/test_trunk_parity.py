@@ -3,6 +3,7 @@ import re
 
 import pytest
 import torch
+from noise import scramble
 from torch import nn
 
 from beit_lab.core import ConfigError, count_parameters, generator
@@ -15,7 +16,7 @@ PEER = dict(hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermed
             layer_norm_eps=1e-6, drop_path_rate=0., layer_scale_init_value=0.1)
 
 
-# From their names to ours.
+# From their names to ours, written by hand: `trunk/layouts` has a table of its own, and neither may lean on the other.
 
 def own_name(name):
     "The name of a timm (or original) BEiT tensor in a `Trunk`, or None where a trunk has no such tensor."
@@ -60,14 +61,6 @@ def _timm_name(name):
                          (r'^layers\.(\d+)\.lambda_', r'blocks.\1.gamma_')]:
         name = re.sub(pattern, new, name)
     return name
-
-
-def scramble(module, seed=0, size=0.15):
-    "Give every parameter noise of its own, tables and tokens included, so that nothing is compared with zero."
-    source = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in module.parameters(): p.add_(size*torch.randn(p.shape, generator=source))
-    return module.eval()
 
 
 def run(model, images, mask=None):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from noise import scramble
 from torch import nn
 
 from beit_lab.core import ConfigError, LabError, WeightsError, generator, write_json
@@ -18,14 +19,6 @@ from beit_lab.trunk.sizes import trunk, trunk_config
 SMALL = dict(image_size=32, patch_size=8, embed_dim=48, depth=3, num_heads=4)
 PEER = dict(hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=192, image_size=32, patch_size=8, vocab_size=50,
             layer_norm_eps=1e-6, drop_path_rate=0., layer_scale_init_value=0.1)
-
-
-def scramble(module, seed=0, size=0.15):
-    "Give every parameter noise of its own, tables and tokens included, so that nothing is compared with zero."
-    source = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in module.parameters(): p.add_(size*torch.randn(p.shape, generator=source))
-    return module.eval()
 
 
 def pictures(size=32, batch=2): return torch.rand(batch, 3, size, size, generator=generator('images'))

@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'PARTS', 'MODALITIES', 'MDMConfig', 'Pictures', 'Texts', 'Pairs', 'MixedSteps', 'MaskedDataModel',
            'blank_counts', 'blank_losses', 'MaskedDataLoss', 'filled', 'mdm_learner']
 
-# %% ../../nbs/05_pretrain/03_masked_data.ipynb #4d8e3026
+# %% ../../nbs/05_pretrain/03_masked_data.ipynb #9f98da38
 from dataclasses import dataclass, field
 
 import torch
@@ -14,10 +14,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from einops import repeat
 from fastai.learner import Learner
+from fastai.torch_core import to_device
 from torch import nn
 
-from ..core import ConfigError, DataError, Saved, generator
+from ..core import ConfigError, DataError, Saved, as_floats, generator
 from ..data.loaders import step_indices
+from ..data.reading import Captions
 from ..masking import draw_masks, hidden_positions
 from ..masking_text import PAIR_TEXT_MASK_RATIO, TEXT_MASK_RATIO, corrupt, draw_text_masks, text_targets
 from .objectives import IGNORE, at_hidden, hidden_targets
@@ -26,7 +28,7 @@ from ..trunk.blocks import init_weights
 from ..trunk.embeddings import TrunkConfig
 from ..trunk.multiway import Trunk
 
-# %% ../../nbs/05_pretrain/03_masked_data.ipynb #2290f5e8
+# %% ../../nbs/05_pretrain/03_masked_data.ipynb #00b81e2c
 @dataclass(frozen=True)
 class MDMConfig:
     "What is hidden in pictures, in texts and in pairs of both."
@@ -39,10 +41,10 @@ class MDMConfig:
     pair_text_ratio:float = PAIR_TEXT_MASK_RATIO    # of the text of a pair (2.2)
     text_shares:tuple = (1, 0, 0)  # of hidden words: mask, random word, left alone (ours; BERT: 0.8, 0.1, 0.1)
     pair_hides:str = 'one'         # 'one': each pair hides patches or words, and shows the other whole (ours); 'both': both at once
+    pair_mirror:bool = False       # mirror pairs whose words stay true? (ours: no, for captions often list things from left to right)
     weights:tuple = (1., 1., 1.)   # of the losses of pictures, texts and pairs (ours: a plain sum)
 
     def __post_init__(self):
-        if isinstance(self.trunk, dict): object.__setattr__(self, 'trunk', TrunkConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in self.trunk.items()}))
         if self.pair_hides not in ('one', 'both'): raise ConfigError(f"pair_hides is 'one' or 'both', not '{self.pair_hides}'")
         if len(self.weights) != 3 or min(self.weights) < 0: raise ConfigError(f'weights are three numbers from 0 on, for pictures, texts and pairs, not {self.weights}')
         if missing := {'vision', 'language'} - set(self.trunk.modalities): raise ConfigError(f'the trunk has no {missing.pop()}: build it with modalities=("vision", "language")')
@@ -50,7 +52,7 @@ class MDMConfig:
     @property
     def grid(self)->tuple: return self.trunk.grid
 
-# %% ../../nbs/05_pretrain/03_masked_data.ipynb #86d855f5
+# %% ../../nbs/05_pretrain/03_masked_data.ipynb #65953706
 class Pictures:
     "Pictures alone: some patches are hidden."
     def __init__(self,
@@ -64,67 +66,70 @@ class Pictures:
 
     def draw(self,
         rows:torch.Tensor,       # (B,) which pictures
-        draw:torch.Generator,    # of masks and mirrors
-        mirror:bool=True,        # half of the pictures mirrored?
+        seed:int,                # of masks and mirrors
+        step:int,                # another step, other masks
+        still:torch.Tensor=None, # (B,) bool, True where a picture must not be mirrored; None: all may
     )->tuple:                    # inputs, hidden, targets
         "The pictures of `rows` with blanks."
-        mirrored = (torch.rand(len(rows), generator=draw) < 0.5) & mirror
+        draw = generator(seed, 'patches', step)
+        mirrored = torch.rand(len(rows), generator=draw) < 0.5
+        mirrored = mirrored if still is None else mirrored & ~still
         mask = draw_masks(self.task.mask_kind, len(rows), self.task.grid, self.task.mask_ratio, draw)
-        pixels = self.images[rows].float()/255
+        pixels = as_floats(self.images[rows])
         pixels = torch.where(repeat(mirrored, 'b -> b 1 1 1'), pixels.flip(-1), pixels)
         targets = hidden_targets(self.cache.pick(rows, mirrored), mask)
         return dict(vision=dict(pixels=pixels, mask=mask)), dict(vision=mask), dict(vision=targets)
 
-# %% ../../nbs/05_pretrain/03_masked_data.ipynb #f6a449f1
+# %% ../../nbs/05_pretrain/03_masked_data.ipynb #16e94ee2
 class Texts:
     "Texts alone: some words are hidden."
     def __init__(self,
-        texts:list,       # of strings, or of lists of strings: then one is chosen each time
+        texts:list,       # of strings, of lists of strings, or of None where there is no text
         tokenizer,        # a `TextTokenizer`
         task:MDMConfig,   # what is hidden
         ratio:float=None, # share of hidden words; default: `task.text_ratio`
     ):
-        choices = [[t] if isinstance(t, str) else list(t) for t in texts]
-        if empty := [i for i, t in enumerate(choices) if not any(map(str.strip, t))]: raise DataError(f'{len(empty)} of {len(choices)} texts are empty, the first is row {empty[0]}: leave them out')
         if tokenizer.vocab_size > task.trunk.vocab_size: raise ConfigError(f'the vocabulary has {tokenizer.vocab_size} words, the trunk {task.trunk.vocab_size}: build it with vocab_size={tokenizer.vocab_size}')
-        self.texts = [tokenizer.encode_all([t for t in row if t.strip()], task.trunk.max_words) for row in choices]
-        self.tokenizer, self.task, self.ratio = tokenizer, task, task.text_ratio if ratio is None else ratio
-    def __len__(self): return len(self.texts)
+        self.captions = Captions(texts, tokenizer, task.trunk.max_words, 'texts')
+        self.task, self.ratio = task, task.text_ratio if ratio is None else ratio
+    def __len__(self): return len(self.captions.rows)
 
-    def ids(self,
-        rows:torch.Tensor,    # (B,) which texts
-        draw:torch.Generator, # which of several
-    )->tuple:                 # ids (B, L) long; pad (B, L) bool, True where padding
-        "The texts of `rows` as a rectangle."
-        chosen = [self.texts[i][int(torch.randint(len(self.texts[i]), (), generator=draw))] for i in rows.tolist()]
-        ids = torch.full((len(rows), max(map(len, chosen))), self.tokenizer.pad_id)
-        for line, text in zip(ids, chosen): line[:len(text)] = torch.tensor(text)
-        return ids, ids == self.tokenizer.pad_id
+    def draw(self, rows:torch.Tensor, seed:int, step:int)->tuple:
+        "Texts with blanks: inputs, hidden, targets."
+        ids, pad, _ = self.captions.draw(self.captions.rows[rows], seed, step)
+        return self.blanks(ids, pad, generator(seed, 'words', step))
 
-    def draw(self, rows:torch.Tensor, draw:torch.Generator)->tuple:
-        "The texts of `rows` with blanks: inputs, hidden, targets."
-        ids, pad = self.ids(rows, draw)
-        mask = draw_text_masks(self.task.text_kind, self.tokenizer.words(ids), self.ratio, draw)
-        seen = corrupt(ids, mask, self.tokenizer.mask_id, self.task.text_shares, draw, self.tokenizer.first_word)
+    def blanks(self,
+        ids:torch.Tensor,     # (B, L) long
+        pad:torch.Tensor,     # (B, L) bool, True where padding
+        draw:torch.Generator, # of the masks
+    )->tuple:                 # inputs, hidden, targets
+        "Hide some words."
+        words = self.captions.tokenizer
+        mask = draw_text_masks(self.task.text_kind, words.words(ids), self.ratio, draw)
+        seen = corrupt(ids, mask, words.mask_id, self.task.text_shares, draw, words.first_word)
         return dict(language=dict(tokens=seen, pad_mask=pad)), dict(language=mask), dict(language=text_targets(ids, mask))
 
-# %% ../../nbs/05_pretrain/03_masked_data.ipynb #a03d00de
+# %% ../../nbs/05_pretrain/03_masked_data.ipynb #ed23be89
 class Pairs:
-    "Pictures with their texts: patches or words are hidden, or both."
+    "Pictures with their texts: patches or words are hidden, or both; pictures without a text are left out."
     def __init__(self,
         images:torch.Tensor, # (N, 3, S, S) uint8
         cache,               # `TokenCache` of these images
-        texts:list,          # N strings, or lists of strings
+        texts:list,          # N of what `Texts` takes
         tokenizer,           # a `TextTokenizer`
         task:MDMConfig,      # what is hidden
     ):
         if len(images) != len(texts): raise DataError(f'{len(images)} pictures, but {len(texts)} texts: pairs need one text or more for each picture')
         self.pictures, self.texts, self.task = Pictures(images, cache, task), Texts(texts, tokenizer, task, task.pair_text_ratio), task
-    def __len__(self): return len(self.pictures)
+    def __len__(self): return len(self.texts)
 
-    def draw(self, rows:torch.Tensor, draw:torch.Generator)->tuple:
-        "The pairs of `rows` with blanks: inputs, hidden, targets."
-        parts = zip(self.pictures.draw(rows, draw, mirror=False), self.texts.draw(rows, draw))
+    def draw(self, rows:torch.Tensor, seed:int, step:int)->tuple:
+        "Pairs with blanks: inputs, hidden, targets."
+        rows, draw = self.texts.captions.rows[rows], generator(seed, 'words', step)
+        ids, pad, still = self.texts.captions.draw(rows, seed, step)
+        still = still[:, 0] | (not self.task.pair_mirror)
+        parts = zip(self.pictures.draw(rows, seed, step, still), self.texts.blanks(ids, pad, draw))
         inputs, hidden, targets = ({**a, **b} for a, b in parts)
         if self.task.pair_hides == 'both': return inputs, hidden, targets
         words = torch.rand(len(rows), generator=draw) < 0.5                      # which rows hide words
@@ -138,7 +143,7 @@ def _only(inputs:dict, hidden:dict, targets:dict, patches:torch.Tensor, words:to
     asked = dict(vision=targets['vision'].masked_fill(~repeat(patches, 'b -> b 1'), IGNORE), language=text_targets(targets['language'], blanks))
     return inputs, dict(vision=mask, language=blanks), asked
 
-# %% ../../nbs/05_pretrain/03_masked_data.ipynb #e3752d8f
+# %% ../../nbs/05_pretrain/03_masked_data.ipynb #c4dffed3
 class MixedSteps:
     "A data set whose item `t` is `(inputs, hidden, targets)` of step `t`, dictionaries by kind and modality."
     def __init__(self,
@@ -160,14 +165,10 @@ class MixedSteps:
         t, parts = self.first_step + t, {}
         for name, kind in self.kinds.items():
             rows = step_indices(f'{self.seed}/{name}', t, 0, 1, self.counts[name], len(kind))
-            parts[name] = kind.draw(rows, generator(self.seed, name, t))
-        return tuple(_to({name: part[i] for name, part in parts.items()}, self.device) for i in range(3))
+            parts[name] = kind.draw(rows, f'{self.seed}/{name}', t)
+        return tuple(to_device({name: part[i] for name, part in parts.items()}, self.device) for i in range(3))
 
 KINDS = ('pictures', 'texts', 'pairs')
-
-def _to(value, device):
-    "Tensors in dictionaries, moved."
-    return {k: _to(v, device) for k, v in value.items()} if isinstance(value, dict) else value.to(device)
 
 # %% ../../nbs/05_pretrain/03_masked_data.ipynb #3e5ffeea
 class MaskedDataModel(Saved):

@@ -105,7 +105,7 @@ def token_accuracy(
     asked = at_hidden(targets)
     return (logits.argmax(-1) == asked)[asked != IGNORE].float().mean()
 
-# %% ../../nbs/05_pretrain/01_objectives.ipynb #459e6cb2
+# %% ../../nbs/05_pretrain/01_objectives.ipynb #f803fdf7
 @dataclass(frozen=True)
 class MIMConfig:
     "What is hidden, and how it is asked for."
@@ -119,7 +119,6 @@ class MIMConfig:
     decoder_heads:int = 4       # its heads
 
     def __post_init__(self):
-        if isinstance(self.trunk, dict): object.__setattr__(self, 'trunk', TrunkConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in self.trunk.items()}))
         if self.mode not in ('full', 'visible'): raise ConfigError(f"mode is 'full' or 'visible', not '{self.mode}'")
         if self.codebook_size < 2: raise ConfigError(f'a codebook of {self.codebook_size} codes leaves nothing to predict: use at least 2')
 
