@@ -104,10 +104,12 @@ def plan(data, rounds=7):
 
 
 def gather():
-    "Everything that is there, in one file."
+    "Everything that is there, in one file; what was gathered before and is not here stays."
     kept = HERE/'runs/choices'
     kept.mkdir(parents=True, exist_ok=True)
-    write_json(kept/'metrics.json', dict(base_steps=BASE_STEPS, pace=PACE, arms=ARMS, rows=[read_json(f) for f in sorted(WORK.glob('*/*/found.json'))]))
+    before = read_json(kept/'metrics.json')['rows'] if (kept/'metrics.json').exists() else []
+    rows = {(row['data'], row['arm'], row['seed']): row for row in [*before, *(read_json(file) for file in sorted(WORK.glob('*/*/found.json')))]}
+    write_json(kept/'metrics.json', dict(base_steps=BASE_STEPS, pace=PACE, arms=ARMS, rows=[rows[key] for key in sorted(rows)]))
     (kept/'command.txt').write_text('python data_samples/make_choices.py\n')
 
 

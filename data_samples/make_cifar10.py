@@ -4,7 +4,7 @@
     python data_samples/make_cifar10.py --minutes 5 20 --seeds 0 1        # some of it
     python data_samples/make_cifar10.py --gather                          # only collect what is there
 
-Needs BEIT_LAB_DATA. An interrupted study continues where it stopped. Minutes are those of pretraining, turned into steps at the rate
+Needs BEIT_LAB_DATA. An interrupted study continues where it stopped, and figures of several machines add up: each replaces only its own rows. Minutes are those of pretraining, turned into steps at the rate
 measured on two cores of a server processor; the tokenizer (one minute) is the same for all minutes of a seed. Only figures are kept.
 """
 import argparse, math, os, sys
@@ -50,18 +50,17 @@ def few_labels(job, folder, scratch=False):
 
 
 def gather():
-    "Everything that is there, in one file."
-    found = []
+    "Everything that is there, in one file; what was gathered before and is not here stays."
+    kept = HERE/'runs/cifar10_minutes'
+    kept.mkdir(parents=True, exist_ok=True)
+    rows = {(row['seed'], row['arm']): row for row in (read_json(kept/'metrics.json')['rows'] if (kept/'metrics.json').exists() else [])}
     for folder in sorted(WORK.glob('seed_*/*')):
         row = dict(seed=int(folder.parent.name.split('_')[1]), arm=folder.name)
         if (folder/'metrics.json').exists(): row |= {k: v for k, v in read_json(folder/'metrics.json').items() if k not in ('seconds', 'finished')}
         row['finetune'] = [read_json(file) for file in sorted(folder.glob('finetune_*.json'))]
-        if 'probe' in row or row['finetune']: found.append(row)
-    kept = HERE/'runs/cifar10_minutes'
-    kept.mkdir(parents=True, exist_ok=True)
-    write_json(kept/'metrics.json', dict(steps=STEPS, finetune_steps=LABELS, rows=found))
-    for folder in WORK.glob('seed_*/minutes_*'):
-        if (folder/'curve.csv').exists(): (kept/f'curve_{folder.parent.name}_{folder.name}.csv').write_text((folder/'curve.csv').read_text())
+        if 'probe' in row or row['finetune']: rows[row['seed'], row['arm']] = row
+        if 'probe' in row: (kept/f'curve_{folder.parent.name}_{folder.name}.csv').write_text((folder/'curve.csv').read_text())
+    write_json(kept/'metrics.json', dict(steps=STEPS, finetune_steps=LABELS, rows=[rows[key] for key in sorted(rows)]))
     (kept/'command.txt').write_text('python data_samples/make_cifar10.py\n')
 
 
