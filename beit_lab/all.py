@@ -21,6 +21,7 @@ from .trunk.blocks import *
 from .trunk.embeddings import *
 from .trunk.writing import *
 from .trunk.multiway import *
+from .trunk.maps import *
 from .trunk.sizes import *
 from .trunk.layouts import *
 from .trunk.checkpoints import *
@@ -31,8 +32,12 @@ from .codebook.health import *
 from .codebook.cache import *
 from .pretrain.objectives import *
 from .pretrain.learner import *
+from .pretrain.aggregate import *
 from .pretrain.masked_data import *
+from .pretrain.masked_learner import *
 from .pretrain.looking import *
+from .pretrain.evidence import *
+from .pretrain.reader import *
 from .pretrain.rivals import *
 from .heads.probes import *
 from .heads.classify import *
@@ -40,4 +45,6 @@ from .heads.finetune import *
 from .heads.released import *
 from .show.tokens import *
 from .show.report import *
+from .show.pairs_report import *
 from .main_job import *
+from .pairs_job import *

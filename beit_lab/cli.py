@@ -3,19 +3,19 @@ import sys, warnings
 
 from fastcore.script import anno_parser
 
-from .core import LabError
+from .core import ConfigError, LabError
 
 
 def demo(
-    data:str='emoji',       # what to learn from: emoji, scenes, photos, digits, a folder, a parquet file or folder
+    data:str=None,          # what to learn from: emoji, scenes, photos, digits, a folder, a parquet file or folder (default: emoji, for mdm scenes)
     out:str='runs/demo',    # where everything is written; an unfinished run there is continued
     seed:int=0,             # of everything that is drawn
-    minutes:float=None,     # time for everything, turned into a number of steps at the start (default: at most 8)
+    minutes:float=None,     # time for everything, turned into a number of steps at the start (default: at most 8, for mdm 15)
+    objective:str='mim',    # mim (pictures) or mdm (pictures with captions)
     force:bool=False,       # start anew where a run exists
 ):
     "The main job: learn a codebook, hide patches, predict them, probe what was learnt, write a report."
-    from .main_job import Job
-    Job(data, out, seed, force).demo(minutes)
+    _job(objective)(data or DATA[objective], out, seed, force).demo(minutes)
 
 
 def tokenizer(
@@ -34,22 +34,44 @@ def tokenizer(
 
 
 def pretrain(
-    data:str='emoji',       # what to learn from
+    data:str=None,          # what to learn from (default: emoji, for mdm scenes)
     out:str='runs/demo',    # gets trunk/, pictures and its part of metrics.json
     seed:int=0,             # of everything that is drawn
     minutes:float=None,     # time for this stage
+    objective:str='mim',    # mim (pictures) or mdm (pictures, texts and pairs; learns a codebook first where OUT has none, and looks at what was learnt)
     tokenizer:str=None,     # folder of a trained tokenizer (default: OUT/tokenizer)
-    mode:str=None,          # visible (the trunk sees visible patches only) or full (BEiT)
+    mode:str=None,          # visible (the trunk sees visible patches only) or full (BEiT); for mim
     mask_kind:str=None,     # random, block or grid
     mask_ratio:float=None,  # share of hidden patches
     image_size:int=None,    # pixels a side (default: 32 or 64, by the data)
     patch_size:int=None,    # pixels a patch (default: 4 or 8, by the data)
+    pairs:str=None,         # pictures with captions; the same as --data, for mdm
+    images:str=None,        # more pictures without captions, for mdm
+    text:str=None,          # a file of text, or a folder with .txt files, for mdm (default: the captions)
+    attention:str=None,     # shared by pictures and words (BEiT-3's paper) or decoupled (its release), for mdm
     force:bool=False,       # start anew where a run exists
 ):
-    "Masked image modelling: predict the tokens of hidden patches."
+    "Predict what is hidden: patches of pictures, or patches and words of pictures with captions."
+    options = dict(mask_kind=mask_kind, mask_ratio=mask_ratio, image_size=image_size, patch_size=patch_size, tokenizer_folder=tokenizer)
+    own = dict(mim=dict(mode=mode), mdm=dict(images=images, text=text, attention=attention))
+    job = _job(objective)
+    if objective == 'mim' and pairs: raise ConfigError('--pairs is for --objective mdm: name pictures with --data')
+    if strange := [name for other, words in own.items() if other != objective for name, value in words.items() if value is not None]:
+        raise ConfigError(f'--{strange[0]} is not for --objective {objective}: leave it out, or choose the other objective')
+    made = job(pairs or data or DATA[objective], out, seed, force and 'pretrain', **options, **own[objective])
+    made.pretrain(minutes) if objective == 'mim' else made.stages(minutes)
+
+
+DATA = dict(mim='emoji', mdm='scenes')
+
+
+def _job(objective:str):
+    "The kind of run that an objective asks for."
     from .main_job import Job
-    Job(data, out, seed, force and 'pretrain', mode=mode, mask_kind=mask_kind, mask_ratio=mask_ratio, image_size=image_size,
-        patch_size=patch_size, tokenizer_folder=tokenizer).pretrain(minutes)
+    from .pairs_job import PairJob
+    jobs = dict(mim=Job, mdm=PairJob)
+    if objective not in jobs: raise ConfigError(f"objective '{objective}' is unknown: choose mim or mdm")
+    return jobs[objective]
 
 
 def probe(
@@ -109,17 +131,54 @@ def weights_export(
     print(f'{report.title}\nwritten for {layout} to {out}')
 
 
+def fill(
+    text:str,               # with ___ or [MASK] where a word is missing
+    image:str=None,         # a picture to look at
+    model:str=None,         # folder of a run of `beit-lab demo --objective mdm` (default: the shipped model of scenes)
+    best:int=3,             # words to be given for each blank
+):
+    "Fill the blanks of a text, with a picture or without."
+    print(_reader(model).fill(text, image, best))
+
+
+def embed(
+    image:str=None,         # a picture, or several with commas between them
+    text:str=None,          # a text; for several pictures, a file with one a line
+    out:str='vectors.safetensors', # gets `vectors`, one row each
+    model:str=None,         # folder of a run of `beit-lab demo --objective mdm` (default: the shipped model of scenes)
+):
+    "Pictures, texts or pairs of both as vectors in a file."
+    from pathlib import Path
+
+    from safetensors.torch import save_file
+
+    from .core import atomic_path
+    images = image.split(',') if image else None
+    texts = text and (Path(text).read_text(encoding='utf-8').splitlines() if Path(text).is_file() else [text])
+    vectors = _reader(model).embed(images, texts)
+    with atomic_path(out) as temporary: save_file(dict(vectors=vectors.cpu().contiguous()), temporary)
+    print(f'{len(vectors)} vectors of {vectors.shape[1]} numbers in {out}')
+
+
+def _reader(model:str):
+    "The model of a run, or the shipped one."
+    from .pretrain.reader import Reader
+    return Reader.from_run(model) if model else Reader.shipped()
+
+
 def _given(**options): return {name: value for name, value in options.items() if value is not None}
 
 
-COMMANDS = dict(demo=demo, tokenizer=tokenizer, pretrain=pretrain, probe=probe,
+COMMANDS = dict(demo=demo, tokenizer=tokenizer, pretrain=pretrain, probe=probe, fill=fill, embed=embed,
                 weights={'inspect': weights_inspect, 'import': weights_import, 'export': weights_export})
 HELP = """beit-lab: an image as a foreign language
 
-  beit-lab demo        the main job: tokenizer, pretraining, probe, report (8 minutes on two cores)
+  beit-lab demo        the main job: tokenizer, pretraining, probe, report (8 minutes on two cores); with --objective mdm on pictures with captions (15)
   beit-lab tokenizer   the first stage alone: learn a codebook
-  beit-lab pretrain    the second: predict the tokens of hidden patches
+  beit-lab pretrain    the second: predict the tokens of hidden patches, and with --objective mdm hidden words as well
   beit-lab probe       the third: is it useful?
+  beit-lab fill        fill the blanks of a text, looking at a picture
+  beit-lab embed       pictures, texts and pairs as vectors
   beit-lab weights     released weights: inspect, import, export
 
 `beit-lab COMMAND --help` lists the options; the same runs as `python -m beit_lab.cli COMMAND`."""

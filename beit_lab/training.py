@@ -102,7 +102,7 @@ def _diagnosis(learn):
     if bad: return f'the loss is not finite at {where} because {bad[0]} is not: continue from the last checkpoint with a learning rate below {lr:.1e}'
     return f'the loss is not finite at {where} at learning rate {lr:.1e}: lower it, lengthen the warm-up or clip harder'
 
-# %% ../nbs/00_training.ipynb #411e10c9
+# %% ../nbs/00_training.ipynb #fc2b8bb7
 class RunLog(Callback):
     "Keeps one row per piece: steps, pictures, minutes, losses, accuracy; reports progress at every step."
     order = 55
@@ -122,10 +122,10 @@ class RunLog(Callback):
                               train_loss=float(self.total/self.count), lr=self.opt.hypers[-1]['lr'], **valid))
     def _shown(self):
         if self.count % 10 and self.count > 1: return None
-        judged = {k: v for k, v in (self.rows[-1] if self.rows else {}).items() if k not in NOT_SHOWN}
+        judged = {k: v for k, v in (self.rows[-1] if self.rows else {}).items() if k not in NOT_SHOWN and not k.endswith('_nats')}
         return dict(loss=float(self.total/self.count), **judged)
 
-NOT_SHOWN = ('step', 'images', 'minutes', 'train_loss', 'valid_loss', 'lr') # in a line of progress: the rest are metrics
+NOT_SHOWN = ('step', 'images', 'minutes', 'train_loss', 'valid_loss', 'lr') # in a line of progress, nor are losses that end in _nats: the rest are metrics
 
 # %% ../nbs/00_training.ipynb #2a78dc68
 STATE = 'state.safetensors' # the file in a checkpoint's folder

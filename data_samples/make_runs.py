@@ -3,19 +3,23 @@
     python data_samples/make_runs.py                      # everything that this machine has data for
     python data_samples/make_runs.py emoji_0 scenes_0     # some of it
 
-Every run is the main job with the command written beside its results (`command.txt`). Runs on CIFAR-10 and Flickr8k need BEIT_LAB_DATA;
+Every run is the main job, or the one of pairs, with the command written beside its results (`command.txt`). Runs on CIFAR-10 and Flickr8k need BEIT_LAB_DATA;
 of them only figures and curves are kept, no pictures and no weights.
 """
 import argparse, math, os, shutil
 from pathlib import Path
 
 from beit_lab.main_job import Job
+from beit_lab.pairs_job import PairJob
+from beit_lab.pretrain.masked_data import MaskedDataModel
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-SHIPPED = {'emoji_0': 'emoji', 'scenes_0': 'scenes'}                     # runs whose weights are shipped, and under which name
+SHIPPED = {name + '_0': name for name in ('emoji', 'scenes', 'emoji_pairs', 'scenes_pairs')}   # runs whose weights are shipped, and under which name
+MDM = ['--objective', 'mdm', '--data']
 RUNS = {**{f'{data}_{seed}': ['--data', data, '--seed', str(seed)] for data in ('emoji', 'scenes') for seed in range(3)},
-        'cifar10_0': ['--data', '$BEIT_LAB_DATA/cifar10'], 'flickr8k_0': ['--data', '$BEIT_LAB_DATA/flickr8k']}
+        'cifar10_0': ['--data', '$BEIT_LAB_DATA/cifar10'], 'flickr8k_0': ['--data', '$BEIT_LAB_DATA/flickr8k'],
+        'emoji_pairs_0': [*MDM, 'emoji'], 'scenes_pairs_0': [*MDM, 'scenes'], 'flickr8k_pairs_0': [*MDM, '$BEIT_LAB_DATA/flickr8k']}
 
 
 def possible(arguments):
@@ -23,11 +27,12 @@ def possible(arguments):
     return not any('$BEIT_LAB_DATA' in a for a in arguments) or 'BEIT_LAB_DATA' in os.environ
 
 
-def run(name, arguments):
-    "Run the main job, and keep its figures; pictures and weights only of what may be shipped."
+def run(name, arguments, again=False):
+    "Run it, anew or from where it was stopped, and keep its figures; pictures and weights only of what may be shipped."
     work = ROOT/'runs/made'/name
     options = dict(zip((a.removeprefix('--') for a in arguments[::2]), map(os.path.expandvars, arguments[1::2])))
-    Job(options['data'], work, int(options.get('seed', 0)), force=True).demo(limit=math.inf) # the recipe's steps, however long they take
+    job = PairJob if options.get('objective') == 'mdm' else Job
+    job(options['data'], work, int(options.get('seed', 0)), force=not again).demo(limit=math.inf) # the recipe's steps, however long they take
     command = ['beit-lab', 'demo', *arguments]
     kept = HERE/'runs'/name
     kept.mkdir(parents=True, exist_ok=True)
@@ -37,15 +42,19 @@ def run(name, arguments):
 
 
 def ship(work, place):
-    "The tokenizer, and the model with its trunk inside."
-    for part in ('tokenizer', 'model'): shutil.copytree(work/part, place/part, dirs_exist_ok=True)
+    "Tokenizers as they are, and the model with its trunk inside; of pairs in half precision, so that it stays small."
+    parts = [part for part in ('tokenizer', 'words', 'model') if (work/part).is_dir()]
+    for part in parts: shutil.copytree(work/part, place/part, dirs_exist_ok=True)
+    if 'words' in parts: MaskedDataModel.from_pretrained(work/'model').half().save_pretrained(place/'model')
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('names', nargs='*', help=f'which runs; default: all of {", ".join(RUNS)}')
-    for name in parser.parse_args().names or RUNS:
-        if possible(RUNS[name]): run(name, RUNS[name])
+    parser.add_argument('--again', action='store_true', help='go on with runs that were stopped, instead of starting anew')
+    given = parser.parse_args()
+    for name in given.names or RUNS:
+        if possible(RUNS[name]): run(name, RUNS[name], given.again)
         else: print(f'{name}: left out, because BEIT_LAB_DATA is not set')
 
 

@@ -1,12 +1,13 @@
 "The command line: what it makes, and the sentence that every mistake costs."
-import json, os, subprocess, sys
+import json, os, shutil, subprocess, sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from beit_lab.core import real_data
+from beit_lab.core import ConfigError, real_data
+from beit_lab.main_job import Job
 
 
 def lab(*arguments, cwd=None, **kwargs):
@@ -65,6 +66,27 @@ def test_other_settings_do_not_mix(small_run):
     refused('demo', '--data', 'digits', '--out', out, '--seed', '5', says='holds a run with seed 0, not 5')
     refused('demo', '--data', 'emoji', '--out', out, says='holds a run with data digits')
     refused('demo', '--data', 'digits', '--out', out, '--minutes', '0.2', says='planned for 0.1 minutes')
+
+
+def test_force_removes_nothing_before_the_new_run_can_begin(small_run, tmp_path):
+    out = shutil.copytree(small_run[0], tmp_path/'run')
+    weights = (out/'trunk/model.safetensors').read_bytes()
+    refused('demo', '--data', tmp_path/'nowhere', '--out', out, '--force', says='there is no')
+    refused('pretrain', '--data', 'emoji', '--out', out, '--force', says='holds a run with data digits')
+    refused('demo', '--data', 'digits', '--out', out, '--seed', '-1', '--force', says='--seed')
+    assert (out/'trunk/model.safetensors').read_bytes() == weights and (out/'report.html').exists()
+
+
+def test_forced_stages_may_choose_anew(small_run, tmp_path):
+    "What belongs to pretraining may change for an old tokenizer; what the tokenizer was made for may not."
+    out = shutil.copytree(small_run[0], tmp_path/'run')
+    with pytest.raises(ConfigError, match='holds a run with patch_size'): Job('digits', out, force='pretrain', patch_size=8)
+    assert (out/'trunk').exists()
+    job = Job('digits', out, force='pretrain', mode='full')
+    assert job.done('tokenizer') and not job.done('pretrain') and (out/'tokenizer').exists() and not (out/'trunk').exists()
+    job.open()
+    assert job.recipe.mode == Job('digits', out).state['recipe']['mode'] == 'full' and job.trunk_start().decoder is None
+    assert not Job('digits', out, force=True).done('tokenizer') and not (out/'tokenizer').exists()
 
 
 def test_stages_alone(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # a module may import from its own room and from rooms to the left of it
-ORDER = ['core', 'training', 'data', 'masking', 'masking_text', 'trunk', 'codebook', 'pretrain', 'heads', 'scale', 'show', 'main_job', 'cli']
+ORDER = ['core', 'training', 'data', 'masking', 'masking_text', 'trunk', 'codebook', 'pretrain', 'heads', 'scale', 'show', 'main_job', 'pairs_job', 'cli']
 MODULES = sorted(p for p in (ROOT/'beit_lab').rglob('*.py') if not p.name.startswith('_') and p.name not in ('all.py',))
 
 

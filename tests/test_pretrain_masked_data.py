@@ -5,8 +5,10 @@ from fastai.callback.core import Callback
 from beit_lab.codebook.autoencode import VQVAE, tokenizer_config
 from beit_lab.codebook.cache import cache_tokens
 from beit_lab.core import ConfigError, DataError, generator
+from beit_lab.data.reading import TextStream
 from beit_lab.data.text import train_text_tokenizer
-from beit_lab.pretrain.masked_data import MDMConfig, MaskedDataLoss, MaskedDataModel, MixedSteps, Pairs, Texts, blank_counts, blank_losses, mdm_learner
+from beit_lab.pretrain.masked_data import MDMConfig, MaskedDataLoss, MaskedDataModel, MixedSteps, Pairs, StreamedTexts, Texts, blank_counts, blank_losses
+from beit_lab.pretrain.masked_learner import mdm_learner
 from beit_lab.pretrain.objectives import IGNORE
 from beit_lab.training import TrainConfig, train
 from beit_lab.trunk.sizes import trunk_config
@@ -115,6 +117,42 @@ def test_resumed_run_equals_undisturbed(tmp_path):
     resumed = train(learner(), tmp_path/'state')
     for (name, a), b in zip(undisturbed.model.state_dict().items(), resumed.model.state_dict().values()): assert torch.equal(a, b), name
     assert {'pictures_vision', 'texts_language', 'pairs_vision', 'pairs_language'} <= set(resumed.run_log.rows[-1])
+
+
+def test_a_stream_goes_on_where_a_run_stopped(tmp_path):
+    "Texts that are read as they go: a stopped run reads on at the same line, and a repeated step gives the same batch."
+    task, kinds = world()
+    words = kinds['texts'].tokenizer
+    (tmp_path/'plain.txt').write_text('\n'.join(TEXTS*20))
+    def mixed(): return dict(texts=StreamedTexts(TextStream(tmp_path/'plain.txt', words, max_words=16, chapter_lines=50), task), pairs=kinds['pairs'])
+    steps = MixedSteps(mixed(), dict(texts=5, pairs=4))
+    seen = [steps[t][0]['texts']['language']['tokens'] for t in (0, 1, 2, 9, 1)]
+    assert torch.equal(seen[1], seen[4]) and not torch.equal(seen[1], seen[2])
+    assert torch.equal(MixedSteps(mixed(), dict(texts=5, pairs=4))[9][0]['texts']['language']['tokens'], seen[3])
+    held = dict(texts=kinds['texts'], pairs=kinds['pairs'])
+    def learner(cbs=()): return mdm_learner(model_of(task), mixed(), held, dict(texts=5, pairs=4), TrainConfig(steps=8, batch_size=9, warmup_steps=2, piece=4), 1, cbs=cbs)
+    undisturbed = train(learner())
+    with pytest.raises(KeyboardInterrupt): train(learner([StopAt(6)]), tmp_path/'state')
+    resumed = train(learner(), tmp_path/'state')
+    for (name, a), b in zip(undisturbed.model.state_dict().items(), resumed.model.state_dict().values()): assert torch.equal(a, b), name
+
+
+def test_the_loss_is_the_weighted_sum():
+    task, kinds = world()
+    inputs, hidden, targets = MixedSteps(kinds, dict(pictures=3, texts=4, pairs=5))[0]
+    answers = model_of(task)(inputs, hidden)
+    losses = blank_losses(answers, targets)
+    weights = {('pictures', 'vision'): 0.05, ('texts', 'language'): 2., ('pairs', 'vision'): 0.3, ('pairs', 'language'): 3.}
+    torch.testing.assert_close(MaskedDataLoss((0.5, 2., 3.), vision_weight=0.1)(answers, targets), sum(weights[part]*loss for part, loss in losses.items()))
+
+
+def test_recomputing_blocks_gives_the_same_gradients():
+    task, kinds = world()
+    batch = MixedSteps(kinds, dict(pictures=3, texts=4, pairs=5))[0]
+    kept, model = gradients(model_of(task), [(*batch, 1.)]), model_of(task)
+    model.trunk.checkpoint_blocks()
+    again = gradients(model, [(*batch, 1.)])
+    for name in kept: torch.testing.assert_close(again[name], kept[name], atol=1e-7, rtol=1e-5)
 
 
 # ---- several processes

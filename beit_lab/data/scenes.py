@@ -92,16 +92,17 @@ def _exchange_one(pairs:list, chosen:int)->list:
     held_out = {shape: colour for colour, shape in HELD_OUT}
     return [(held_out[s] if i == chosen else c, s) for i, (c, s) in enumerate(pairs)]
 
-# %% ../../nbs/01_data/01_scenes.ipynb #20a07708
-def _plan(index:int, seed:int, combinations:str, most:int=5)->tuple:
+# %% ../../nbs/01_data/01_scenes.ipynb #b5708c67
+def _plan(index:int, seed:int, combinations:str, most:int=5, plain:bool=False)->tuple:
     "The things, back to front, and the background of a scene."
     if combinations not in COMBINATIONS: raise ConfigError(f"combinations is one of {', '.join(COMBINATIONS)}, not {combinations!r}")
     if most not in range(1, 6): raise ConfigError(f'a scene has 1 to 5 things at most, not {most}')
     chance = Chance(seed, index)
+    textures, grounds = (TEXTURES[:1], GROUNDS[:1]) if plain else (TEXTURES, GROUNDS)
     sizes = _sizes(chance, most)
     places = _places(chance, _radii(chance, sizes))
-    background = Background(chance.choice(GROUNDS), chance.choice(tuple(TONES)), tuple(chance.random() for _ in range(12)))
-    looks = [(chance.choice(TEXTURES), chance.between(-0.18, 0.18), chance.random()) for _ in sizes]
+    background = Background(chance.choice(grounds), chance.choice(tuple(TONES)), tuple(chance.random() for _ in range(12)))
+    looks = [(chance.choice(textures), chance.between(-0.18, 0.18), chance.random()) for _ in sizes]
     chosen = chance.choice(range(len(sizes)))
     pairs = _pairs(chance, len(sizes), combinations)
     if combinations == 'held_out': pairs = _exchange_one(pairs, chosen)
@@ -146,17 +147,18 @@ def _boxes(instance_mask:np.ndarray, count:int)->np.ndarray:
         if len(rows): boxes[i] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
     return boxes
 
-# %% ../../nbs/01_data/01_scenes.ipynb #232aebc3
+# %% ../../nbs/01_data/01_scenes.ipynb #a3a0971d
 def scene(
     index:int,                  # which scene, from 0 on
     size:int=64,                # pixels a side, at least 16
     seed:int=0,                 # which world
     combinations:str='train',   # 'train': no pair of `HELD_OUT`; 'held_out': one object has such a pair; 'all': any pair
     most:int=5,                 # things at most, 1 to 5; another number, another world
+    plain:bool=False,           # no patterns, and no more than a shade of colour behind the things?
 )->Scene:                       # the same on every machine, and at every size up to sampling
     "Draw a scene."
     if size < 16: raise ConfigError(f'a scene needs at least 16 pixels a side, not {size}')
-    things, background = _plan(index, seed, combinations, most)
+    things, background = _plan(index, seed, combinations, most, plain)
     canvas, instance_mask = draw_ground(background, size), np.zeros((size, size), dtype=np.uint8)
     for number, thing in enumerate(things, start=1): draw_thing(canvas, instance_mask, thing, number)
     image = (np.clip(canvas, 0, 1)*255 + 0.5).astype(np.uint8).transpose(1, 2, 0)

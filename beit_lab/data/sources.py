@@ -201,20 +201,20 @@ def _lines(file:Path)->list:
     with open(file, 'rb') as stream: text = stream.read(MAX_TEXT).decode('utf-8', 'replace')
     return [line.strip() for line in text.splitlines() if line.strip()]
 
-# %% ../../nbs/01_data/03_sources.ipynb #14987a0f
+# %% ../../nbs/01_data/03_sources.ipynb #c84185aa
 class _Scenes:
     "Scenes `start`, `start + 1`, ... as a sequence of pictures."
-    def __init__(self, count:int, start:int=0, seed:int=0, most:int=5):
-        self.count, self.start, self.seed, self.most = count, start, seed, most
+    def __init__(self, count:int, start:int=0, seed:int=0, most:int=5, plain:bool=False):
+        self.count, self.start, self.seed, self.most, self.plain = count, start, seed, most, plain
         self.drawn = lru_cache(256)(self.draw)
 
     def draw(self, i:int, size:int=64):
         from beit_lab.data.scenes import scene
-        return scene(self.start + int(i), size, self.seed, most=self.most)
+        return scene(self.start + int(i), size, self.seed, most=self.most, plain=self.plain)
 
     def __len__(self): return self.count
     def __getitem__(self, i): return self.drawn(int(i)).image
-    def key(self, i): return f'scene {self.start + i} of seed {self.seed}' + f', {self.most} things at most'*(self.most < 5)
+    def key(self, i): return f'scene {self.start + i} of seed {self.seed}' + f', {self.most} things at most'*(self.most < 5) + ', plain'*self.plain
     def picture_name(self, i): return self.key(i)
     def render(self, rows, size): return np.stack([rearrange(self.draw(i, size).image, 'h w c -> c h w') for i in rows])
 
@@ -224,13 +224,13 @@ class _OfScenes:
     def __len__(self): return len(self.scenes)
     def __getitem__(self, i): return np.array([self[j] for j in i]) if np.ndim(i) else self.function(self.scenes.drawn(int(i)))
 
-# %% ../../nbs/01_data/03_sources.ipynb #01f23d3c
+# %% ../../nbs/01_data/03_sources.ipynb #3443379f
 _SPLIT_STARTS = dict(train=0, validation=10_000_000, test=20_000_000) # our choice: scenes of different splits never meet
 
-def _scenes_source(count:int, split:str='train', seed:int=0, most:int=5)->PictureSource:
+def _scenes_source(count:int, split:str='train', seed:int=0, most:int=5, plain:bool=False)->PictureSource:
     "Scenes with captions, questions, boxes, masks, and the class of the largest shape."
     from beit_lab.data import language, scenes as world
-    drawn = _Scenes(count, _SPLIT_STARTS[split], seed, most)
+    drawn = _Scenes(count, _SPLIT_STARTS[split], seed, most, plain)
     about = dict(caption=language.captions, label=world.largest_shape, mask=lambda s: s.semantic_mask,
                  boxes=lambda s: s.boxes, box_label=lambda s: s.labels,
                  question=lambda s: [q.question for q in language.questions(s)], answer=lambda s: [q.answer for q in language.questions(s)])
@@ -349,20 +349,20 @@ def _unknown(where:str)->DataError:
     advice = f"did you mean {' or '.join(near)}?" if near else f"give a folder or a file, or one of {', '.join(BUILT_IN)}"
     return DataError(f"there is no '{where}': {advice}")
 
-# %% ../../nbs/01_data/03_sources.ipynb #0c715b8c
+# %% ../../nbs/01_data/03_sources.ipynb #ba9f380a
 BUILT_IN = ('emoji', 'scenes', 'photos', 'digits')
 
 def _built_in(name:str, count:str='')->_Place:
-    "A source that is always there; `count` is how many scenes, and after a colon how many things in each at most."
+    "A source that is always there; `count` is how many scenes, and after colons how many things in each at most, and whether they are plain."
     read = dict(photos=_photos_source, digits=_digits_source)
     if count and name != 'scenes': raise DataError(f"'{name}:{count}' is not known: only scenes can be asked for by number, such as 'scenes:5000'")
     if name in read: return _Place(name, {'all': [None]}, lambda parts, columns: read[name]())
     if name == 'emoji': return _parquet_place(sorted(samples('emoji').glob('*.parquet')), samples('emoji'), 'emoji')
-    count, _, most = count.partition(':')
+    count, _, kind = count.partition(':')
     if not re.fullmatch('0*[1-9][0-9]{0,6}|', count): raise DataError(f"'scenes:{count[:40]}' gives no number from 1 to 9,999,999: write how many, such as 'scenes:5000'")
-    if not re.fullmatch('[1-5]|', most): raise DataError(f"'scenes:{count}:{most[:40]}' gives no number of things from 1 to 5: write how many at most, such as 'scenes:5000:2'")
+    if not (told := re.fullmatch('([1-5]?)(:plain)?', kind)): raise DataError(f"'scenes:{count}:{kind[:40]}' gives no number of things from 1 to 5: write how many at most, such as 'scenes:5000:2' or 'scenes:5000:2:plain'")
     parts = {split: [split] for split in _SPLIT_STARTS}
-    return _Place(name, {'all': ['train']} | parts, lambda parts, columns: _scenes_source(int(count or 2000), parts[0], most=int(most or 5)))
+    return _Place(name, {'all': ['train']} | parts, lambda parts, columns: _scenes_source(int(count or 2000), parts[0], most=int(told[1] or 5), plain=bool(told[2])))
 
 def _find(where)->_Place:
     "Find out what `where` is, without reading a picture."
@@ -387,9 +387,9 @@ def _elsewhere(where:str)->_Place:
     if re.fullmatch(r'[\w.-]+/[\w.-]+', where) and not Path(where).parent.exists(): return _hub_place(where)
     raise _unknown(where)
 
-# %% ../../nbs/01_data/03_sources.ipynb #a844e88c
+# %% ../../nbs/01_data/03_sources.ipynb #1a87999a
 def open_source(
-    where,                    # 'emoji', 'scenes', 'scenes:5000', 'scenes:5000:2' (of two things at most), 'photos', 'digits', a folder, a file, a hub id, or a `datasets.Dataset`
+    where,                    # 'emoji', 'scenes', 'scenes:5000', 'scenes:5000:2' (of two things at most), 'scenes:5000:2:plain', 'photos', 'digits', a folder, a file, a hub id, or a `datasets.Dataset`
     split:str=None,           # 'train', 'validation', 'test', or a sum such as 'validation+test'; default: all rows
     columns:dict=None,        # which column plays which role, see `find_columns`; for tables
     on_error:str='skip',      # what to do about broken pictures: 'skip' or 'raise'

@@ -32,7 +32,7 @@ class Encoded:
 
     def __getitem__(self, name:str)->torch.Tensor: return self.states[name]
 
-# %% ../../nbs/04_trunk/02_multiway.ipynb #87fb4429
+# %% ../../nbs/04_trunk/02_multiway.ipynb #7a69f336
 class Trunk(Saved):
     "A multiway transformer: any modalities in, contextual states out (BEiT, BEiT-3)."
     config_class = TrunkConfig
@@ -55,8 +55,14 @@ class Trunk(Saved):
         init_weights(self, self.config.init)
         drawn = [p for name, p in self.embeddings.named_parameters() if name.endswith(('_token', 'positions', 'words.weight'))]
         for parameter in drawn: draw_weights(parameter.detach().reshape(1, 1, -1), self.config.init) # each number alone: no matrix
+        if self.config.init == 'xavier' and 'language' in self.embeddings: self._speak_up()
         if self.config.init == 'magneto': amplify_residuals(self.blocks)
         elif self.config.init != 'xavier': rescale_residuals(self.blocks)
+
+    @torch.no_grad()
+    def _speak_up(self):
+        "Words as loud as patches, whose entries have size 1 with sine-cosine positions (ours): else the first block drowns them."
+        for parameter in (self.embeddings['language'].words.weight, self.embeddings['language'].positions): parameter.mul_(1/0.02)
 
 # %% ../../nbs/04_trunk/02_multiway.ipynb #912cc30f
 def _block(config:TrunkConfig, drop_path:float, joint:bool)->Block:
