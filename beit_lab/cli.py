@@ -132,13 +132,36 @@ def weights_export(
 
 
 def fill(
-    text:str,               # with ___ or [MASK] where a word is missing
+    text:str,               # with ___ or [MASK] where a word is missing; with --hide, what the picture shows
     image:str=None,         # a picture to look at
+    hide:str=None,          # patches of the picture to be painted anew: rows and columns, counted from 0, such as 2-5:3-6
+    out:str='filled.png',   # gets the painted picture
     model:str=None,         # folder of a run of `beit-lab demo --objective mdm` (default: the shipped model of scenes)
     best:int=3,             # words to be given for each blank
 ):
-    "Fill the blanks of a text, with a picture or without."
-    print(_reader(model).fill(text, image, best))
+    "Fill the blanks of a text, with a picture or without; or hidden patches of a picture, as the text says."
+    reader = _reader(model)
+    if not hide: return print(reader.fill(text, image, best))
+    from PIL import Image
+
+    from .core import atomic_path, enlarge
+    if not image: raise ConfigError('--hide names patches of a picture: give --image')
+    painted = reader.paint(image, _patches(hide, reader.model.config.grid), text)
+    with atomic_path(out) as temporary: Image.fromarray(enlarge(painted.cpu())).save(temporary, 'PNG')
+    print(f'{hide} of {image} painted as "{text}": see {out}')
+
+
+def _patches(said:str, grid:tuple):
+    "Patches such as '2-5:3-6' as a mask (h, w)."
+    import re
+
+    import torch
+    found = re.fullmatch(r'(\d{1,4})(?:-(\d{1,4}))?:(\d{1,4})(?:-(\d{1,4}))?', said)
+    top, bottom, left, right = (int(n) for n in (found[1], found[2] or found[1], found[3], found[4] or found[3])) if found else (1, 0, 1, 0)
+    if not (top <= bottom < grid[0] and left <= right < grid[1]): raise ConfigError(f"--hide {said[:40]} names no patches of a grid of {grid[0]} rows and {grid[1]} columns: write rows:columns, such as 2-5:3-6")
+    mask = torch.zeros(grid, dtype=torch.bool)
+    mask[top:bottom + 1, left:right + 1] = True
+    return mask
 
 
 def embed(
@@ -177,7 +200,7 @@ HELP = """beit-lab: an image as a foreign language
   beit-lab tokenizer   the first stage alone: learn a codebook
   beit-lab pretrain    the second: predict the tokens of hidden patches, and with --objective mdm hidden words as well
   beit-lab probe       the third: is it useful?
-  beit-lab fill        fill the blanks of a text, looking at a picture
+  beit-lab fill        fill the blanks of a text, looking at a picture, or hidden patches as a text says
   beit-lab embed       pictures, texts and pairs as vectors
   beit-lab weights     released weights: inspect, import, export
 

@@ -78,6 +78,8 @@ def test_from_the_command_line(run, tmp_path):
     Image.fromarray(scene(5, most=2).image).save(tmp_path/'a.png')
     found = lab('fill', 'a ___ star', '--image', tmp_path/'a.png', '--model', run, '--best', '2')
     assert found.returncode == 0 and 'blank 1:' in found.stdout and found.stderr == ''
+    found = lab('fill', 'a red star', '--image', tmp_path/'a.png', '--hide', '2-5:3', '--out', tmp_path/'b.png', '--model', run)
+    assert found.returncode == 0 and Image.open(tmp_path/'b.png').size[0] % 64 == 0
     found = lab('embed', '--image', f"{tmp_path/'a.png'},{tmp_path/'a.png'}", '--out', tmp_path/'v.safetensors', '--model', run)
     assert found.returncode == 0 and load_file(tmp_path/'v.safetensors')['vectors'].shape == (2, 128)
     found = lab('demo', '--objective', 'mdm', '--data', 'scenes:300:2', '--out', run)
@@ -88,6 +90,8 @@ def test_mistakes_cost_a_sentence(run, tmp_path):
     refused('fill', 'a red star', '--model', run, says='has no blank')
     refused('fill', 'a ___ star', '--model', tmp_path, says='has no tokenizer/')
     refused('fill', 'a ___ star', '--image', tmp_path/'none.png', '--model', run, says='none.png')
+    refused('fill', 'a red star', '--hide', '2-5:3-6', '--model', run, says='give --image')
+    refused('fill', 'a red star', '--image', tmp_path/'none.png', '--hide', '2-9:3-6', '--model', run, says='names no patches of a grid of 8 rows')
     refused('embed', '--model', run, says='nothing to embed')
     refused('demo', '--objective', 'both', says="objective 'both' is unknown")
     refused('pretrain', '--objective', 'mdm', '--mode', 'visible', '--out', tmp_path/'x', says='--mode is not for --objective mdm')
