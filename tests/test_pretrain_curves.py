@@ -67,6 +67,6 @@ def test_logs_come_back(tmp_path):
 
 
 def test_every_shipped_run_is_normal_by_its_own_measure():
-    for folder in samples('runs').glob('*_[0-9]'):
+    for folder in [f for f in samples('runs').glob('*_[0-9]') if '_pairs_' not in f.name]: # of pairs another curve is kept
         assert 'inside the band' in verdict(read_log(folder/'curve.csv'), folder.name.rpartition('_')[0])
     plt.close('all')
