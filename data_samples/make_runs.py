@@ -9,6 +9,7 @@ of them only figures and curves are kept, no pictures and no weights.
 import argparse, math, os, shutil
 from pathlib import Path
 
+from beit_lab.core import read_json, write_json
 from beit_lab.main_job import Job
 from beit_lab.pairs_job import PairJob
 from beit_lab.pretrain.masked_data import MaskedDataModel
@@ -38,7 +39,14 @@ def run(name, arguments, again=False):
     kept.mkdir(parents=True, exist_ok=True)
     for file in ('metrics.json', 'curve.csv'): shutil.copy(work/file, kept/file)
     (kept/'command.txt').write_text(' '.join(command) + '\n')
+    if name not in SHIPPED: figures_only(kept/'metrics.json')
     if name in SHIPPED: ship(work, HERE/'weights'/SHIPPED[name])
+
+
+def figures_only(file):
+    "Leave out what quotes the data."
+    found = read_json(file)
+    if 'mdm' in found: write_json(file, {**found, 'mdm': {k: v for k, v in found['mdm'].items() if k != 'examples'}})
 
 
 def ship(work, place):

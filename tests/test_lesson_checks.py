@@ -9,21 +9,27 @@ from sklearn.datasets import load_sample_images
 from beit_lab.codebook.autoencode import VQVAE
 from beit_lab.core import samples
 
-LESSON = Path(__file__).resolve().parents[1]/'nbs/lessons/01_image_as_a_foreign_language.ipynb'
-CELLS = [''.join(cell['source']) for cell in json.loads(LESSON.read_text(encoding='utf-8'))['cells']]
+LESSONS = Path(__file__).resolve().parents[1]/'nbs/lessons'
+
+
+def cells_of(lesson): return [''.join(cell['source']) for cell in json.loads((LESSONS/f'{lesson}.ipynb').read_text(encoding='utf-8'))['cells']]
+
+
+CELLS, CELLS_2 = cells_of('01_image_as_a_foreign_language'), cells_of('02_reading_images_and_text_together')
 
 
 def check(name, **known):
-    "A check function of the lesson, as its cell defines it."
-    source, = [cell for cell in CELLS if f'def {name}(' in cell]
+    "A check function of a lesson, as its cell defines it."
+    source, = [cell for cell in CELLS + CELLS_2 if f'def {name}(' in cell]
     space = dict(math=math, torch=torch, **known)
     exec(source[:source.index('\nprint(')], space)
     return space[name]
 
 
-def test_exercises_have_a_blank_a_check_and_a_folded_solution():
-    assert sum(cell.rstrip().endswith('= ...') for cell in CELLS) == 3 and sum('<details><summary>Solution' in cell for cell in CELLS) == 3
-    assert sum('prediction = ...' in cell for cell in CELLS[3:]) >= 3
+@pytest.mark.parametrize('cells', [CELLS, CELLS_2], ids=['first', 'second'])
+def test_exercises_have_a_blank_a_check_and_a_folded_solution(cells):
+    assert sum(cell.rstrip().endswith('= ...') for cell in cells) == 3 and sum('<details><summary>Solution' in cell for cell in cells) == 3
+    assert sum('prediction = ...' in cell for cell in cells[3:]) + sum('**' in cell and '?**' in cell for cell in cells) >= 3
 
 
 @pytest.mark.parametrize('answer, word', [(..., 'No answer yet'), (32*32*3/64, 'not a byte'), (0.75, 'not 512 bits'), (128/3, 'Right.'), (42.7, 'Right.'), (10, 'is not it')])
@@ -40,3 +46,15 @@ def test_words():
     answer = check('check_words', tokenizer=tokenizer, photos=photos, tokens=torch.arange(256).view(4, 8, 8))
     assert 'No answer yet' in answer(...) and 'how many are they' in answer(words) and 'all tokens' in answer(256)
     assert 'is not it' in answer(len(words) + 1) and answer(len(words)) == 'Right. Four emoji use 256.'
+
+
+@pytest.mark.parametrize('answer, word', [(..., 'No answer yet'), (3, 'in bits'), (2.079, 'Right.'), (1/8, 'is not it')])
+def test_eyes_closed(answer, word): assert word in check('check_eyes_closed')(answer)
+
+
+@pytest.mark.parametrize('answer, word', [(..., 'No answer yet'), ('accuracy without the picture', 'Right'), ('number of parameters', 'talker')])
+def test_ask_for(answer, word): assert word in check('check_ask')(answer)
+
+
+@pytest.mark.parametrize('answer, word', [(..., 'No answer yet'), (1., 'in nats'), (math.e, 'Right.'), (3.5, 'is not it')])
+def test_factor(answer, word): assert word in check('check_factor', figures=dict(patches_ahead=dict(attributes_hidden=dict(gap=1.))))(answer)
