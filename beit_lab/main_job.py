@@ -165,12 +165,13 @@ def _lock(file)->bool:
     except OSError as error: return error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK) # a disk that knows no locks is used without
     return True
 
-# %% ../nbs/09_main_job.ipynb #11b4f5f6
+# %% ../nbs/09_main_job.ipynb #2fc5472a
 def _alone(stage):
     "The stage, alone in its folder: tidied up after a killed run, and with what the folder knows by now."
     @wraps(stage)
     def run(self, *args, **kwargs):
         if self.is_alone: return stage(self, *args, **kwargs)
+        if not os.path.exists(self.out): self._read()                # a wrong path leaves no folder behind
         with alone_in(self.out):
             self.is_alone = True
             try:

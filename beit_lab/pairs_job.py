@@ -74,7 +74,7 @@ PAIR_FILES = {**RUN_FILES, 'pretrain': (*RUN_FILES['pretrain'], 'words'), 'twin'
 PAIR_CHOICES = ('trunk', 'mask_kind', 'mask_ratio', 'pretrain_steps', 'batch_size', 'lr', 'alone', 'vocab_size', 'max_words', 'captions', 'text_kind', 'pair_text_ratio',
                 'pair_hides', 'vision_weight', 'attention', 'joint_layers', 'images', 'text')  # what may be chosen anew for an old tokenizer
 
-# %% ../nbs/09_pairs_job.ipynb #2c5d526f
+# %% ../nbs/09_pairs_job.ipynb #3ea49e3c
 class PairJob(Job):
     "One run on pictures with captions: tokenizer, pretraining, a twin without eyes, a look at whether it looks."
     objective, recipe_class, files, of_pretraining = 'mdm', PairRecipe, PAIR_FILES, PAIR_CHOICES
@@ -86,9 +86,11 @@ class PairJob(Job):
 
     def _read(self):
         "Find pictures and captions before anything is written."
+        if hasattr(self, 'train_source'): return
         super()._read()
         self.spoken()
         if self.recipe.text: find_texts(self.recipe.text)
+        if self.recipe.images: self.more = open_source(self.recipe.images, at_most=self.recipe.pictures, seed=self.seed)
 
     def spoken(self)->tuple:
         "The captions of each picture, learnt from and held out."
@@ -98,7 +100,7 @@ class PairJob(Job):
         if self.recipe.captions == 'longest': said = [[[max(row, key=len)] if row else [] for row in part] for part in said]
         return said[0], said[1][:self.recipe.held_out]
 
-# %% ../nbs/09_pairs_job.ipynb #6d212c0a
+# %% ../nbs/09_pairs_job.ipynb #a3380858
 @patch
 def words(self:PairJob)->TextTokenizer:
     "The text tokenizer of this run, learnt from its captions where there is none yet."
@@ -133,7 +135,7 @@ def _more(self:PairJob, words:TextTokenizer, task:MDMConfig)->dict:
     found, r = {}, self.recipe
     if (r.images or r.text) and not r.alone: raise ConfigError('more pictures or texts were named, but alone is 0, so that none would be read: set it to 1 or more')
     if r.images:
-        pictures = open_source(r.images, at_most=r.pictures, seed=self.seed).images(r.image_size)
+        pictures = self.more.images(r.image_size)
         found['pictures'] = Pictures(pictures, cache_tokens(self.tokens_of(), pictures, progress=Progress('tokens')), task)
     if r.text: found['texts'] = StreamedTexts(TextStream(r.text, words, r.max_words, seed=self.seed), task)
     return found

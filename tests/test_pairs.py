@@ -98,7 +98,9 @@ def test_mistakes_cost_a_sentence(run, tmp_path):
     refused('pretrain', '--images', 'emoji', '--out', tmp_path/'x', says='--images is not for --objective mim')
     refused('pretrain', '--objective', 'mdm', '--data', 'scenes:50:2', '--text', tmp_path/'no.txt', '--out', tmp_path/'x', says='there is no text in')
     refused('demo', '--data', 'scenes:300:2', '--out', run, says='objective mdm, not mim')
-    assert not (tmp_path/'x/job.json').exists()
+    refused('pretrain', '--objective', 'mdm', '--data', 'scenes:50:2', '--images', tmp_path/'none', '--out', tmp_path/'x', says='there is no')
+    refused('demo', '--data', tmp_path/'nowhere', '--out', tmp_path/'x', says='there is no')
+    assert not (tmp_path/'x').exists()
 
 
 def test_a_job_says_what_it_lacks(run, tmp_path):
