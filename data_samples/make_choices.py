@@ -88,11 +88,15 @@ class Arm:
         return dict(probe=found['probe'], probe_error=found['probe_error'], knn=found['knn'], chosen=found['probe_chosen']['trained'], metric=metric)
 
 
-def plan(data, rounds=7):
-    "Time of a step of each arm beside one of the base: interleaved, medians."
-    learners = {name: Arm(data, name, 0).learner(10) for name in ARMS}
+def plan(data):
+    "Time of a step of each arm beside one of the base."
+    return pace({name: Arm(data, name, 0).learner(10) for name in ARMS})
+
+
+def pace(learners, rounds=7):
+    "Time of a step of each learner beside one of the first: interleaved, medians."
     for learn in learners.values(): learn.create_opt()
-    times = {name: [] for name in ARMS}
+    times, base = {name: [] for name in learners}, next(iter(learners))
     for t in range(rounds + 2):
         for name, learn in learners.items():
             start = time.perf_counter()
@@ -100,7 +104,7 @@ def plan(data, rounds=7):
             learn.loss_func(learn.model(*inputs), targets).backward()
             learn.opt.step(); learn.opt.zero_grad()
             times[name].append(time.perf_counter() - start)
-    return {name: round(statistics.median(a/b for a, b in zip(t[2:], times['base'][2:])), 2) for name, t in times.items()}
+    return {name: round(statistics.median(a/b for a, b in zip(t[2:], times[base][2:])), 2) for name, t in times.items()}
 
 
 def gather():

@@ -8,11 +8,12 @@
 Every arm has the time in which the base does BASE_STEPS steps; how many steps that is follows from --plan, once, and is written below, so that a run
 is the same on every machine. An interrupted study continues where it stopped, and figures of several machines add up.
 """
-import argparse, json, math, os, statistics, time
+import argparse, json, math, os
 from pathlib import Path
 
 from beit_lab.core import read_json, write_json
 from beit_lab.pairs_job import PairJob
+from make_choices import pace
 
 HERE = Path(__file__).parent
 WORK = Path(os.environ.get('BEIT_LAB_WORK', HERE.parent/'runs/made'))/'pair_choices'
@@ -40,25 +41,14 @@ def run(name, seed):
     made.look()
 
 
-def plan(rounds=7):
-    "Time of a step of each arm beside one of the base: interleaved, medians."
-    learners = {}
-    for name in ARMS:
-        made = job(name, 0)
-        made.open()
-        words = made.words()
-        task = made.task(words)
-        kinds, held = made.kinds(words, task)
-        learners[name] = made._learner(task, kinds, held, {k: made.recipe.batch_size if k == 'pairs' else made.recipe.alone for k in kinds}, name)(10)
-    times = {name: [] for name in ARMS}
-    for t in range(rounds + 2):
-        for name, learn in learners.items():
-            start = time.perf_counter()
-            inputs, hidden, targets = learn.dls.train.dataset[t]
-            learn.loss_func(learn.model(inputs, hidden), targets).backward()
-            learn.model.zero_grad()
-            times[name].append(time.perf_counter() - start)
-    return {name: round(statistics.median(a/b for a, b in zip(t[2:], times['base'][2:])), 2) for name, t in times.items()}
+def learner(name):
+    "The Learner of an arm, for its pace."
+    made = job(name, 0)
+    made.open()
+    words = made.words()
+    task = made.task(words)
+    kinds, held = made.kinds(words, task)
+    return made._learner(task, kinds, held, {kind: made.recipe.batch_size if kind == 'pairs' else made.recipe.alone for kind in kinds}, name)(10)
 
 
 def gather():
@@ -83,7 +73,7 @@ def main():
     parser.add_argument('--plan', action='store_true', help='measure the time of a step of each arm')
     parser.add_argument('--gather', action='store_true', help='only collect what is there')
     given = parser.parse_args()
-    if given.plan: return print(json.dumps(plan(), indent=1))
+    if given.plan: return print(json.dumps(pace({name: learner(name) for name in ARMS}), indent=1))
     for seed in [] if given.gather else given.seeds:
         for name in given.arms: run(name, seed)
     gather()

@@ -282,11 +282,12 @@ def compare_with_shipped(
         _draw_guesses(ax, dict(unigram_loss=shipped['unigram_loss']))
     return figure, _verdict(mine, shipped)
 
-# %% ../../nbs/05_pretrain/02_learner.ipynb #a0d1777e
+# %% ../../nbs/05_pretrain/02_learner.ipynb #dd1e57d4
 def _shipped_band(name:str)->dict:
     "Steps, and between what losses the shipped runs of a data set lie there, two standard errors added on each side."
-    folders = sorted(samples('runs').glob(f'{name}_[0-9]'))
-    if not folders: raise DataError(f"there is no shipped run on '{name}': choose {', '.join(sorted({p.name.rpartition('_')[0] for p in samples('runs').iterdir()}))}")
+    known = [folder for folder in sorted(samples('runs').glob('*_[0-9]')) if '_pairs_' not in folder.name]   # of pairs, other curves are kept
+    folders = [folder for folder in known if folder.name.rpartition('_')[0] == name]
+    if not folders: raise DataError(f"there is no shipped run on '{name}': choose {', '.join(sorted({folder.name.rpartition('_')[0] for folder in known}))}")
     logs, found = [read_log(folder/'curve.csv') for folder in folders], [read_json(folder/'metrics.json')['pretrain'] for folder in folders]
     steps = [row['step'] for row in logs[0] if row['step'] <= min(log[-1]['step'] for log in logs)]
     losses = np.stack([np.interp(steps, [r['step'] for r in log], [r['valid_loss'] for r in log]) for log in logs])
