@@ -5,11 +5,12 @@ STAMP   = $(VENV)/.beit_lab
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 export PYTHON
 
-.PHONY: help demo test lab notebooks export samples weights bench clean
+.PHONY: help demo test test-ui lab notebooks export samples weights bench clean
 
 help:
 	@echo "make demo       set up, then run the main job: a tokenizer, masked pretraining, a probe, a report   (ARGS='--data scenes --minutes 4')"
 	@echo "make test       set up, then check that notebooks and library agree, run every notebook and every test"
+	@echo "make test-ui    set up, then press the widgets of the notebooks in a real JupyterLab; pictures of them go to runs/ui"
 	@echo "make lab        set up, then open JupyterLab at the index"
 	@echo "make notebooks  execute notebooks and clean their outputs                                           (NB='nbs/03_masking.ipynb')"
 	@echo "make export     write the library and README.md from the notebooks"
@@ -30,6 +31,10 @@ test: $(STAMP)
 	@$(PY) .ci/house.py check
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg nbdev-test --n-workers 2 --do-print
 	OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest $(ARGS)
+
+test-ui: $(STAMP)
+	@sh .ci/setup_ui.sh
+	OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest tests/ui -rs $(ARGS)
 
 lab: $(STAMP)
 	jupyter lab nbs/index.ipynb
