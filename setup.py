@@ -19,7 +19,7 @@ setup(
     license=settings['license'],
     keywords=settings['keywords'],
     packages=find_packages(include=['beit_lab*']),
-    package_data={'beit_lab': ['*.css', '**/*.css', '**/*.html']},
+    package_data={'beit_lab': ['*.css', '**/*.css', '**/*.html', '*.js', '**/*.js']},
     python_requires=f">={settings['min_python']},<3.{int(settings['max_python'].split('.')[1]) + 1}",
     install_requires=settings['requirements'].split(),
     extras_require={'test': settings['test_requirements'].split()},

@@ -44,6 +44,7 @@ from .heads.classify import *
 from .heads.finetune import *
 from .heads.released import *
 from .show.tokens import *
+from .show.patch_grid import *
 from .show.report import *
 from .show.pairs_report import *
 from .main_job import *
