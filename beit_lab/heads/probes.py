@@ -6,7 +6,7 @@
 __all__ = ['PENALTIES', 'read_out', 'trunk_features', 'pixel_features', 'code_features', 'standardise', 'minimise',
            'fit_logistic', 'row_shares', 'linear_predict', 'knn_predict']
 
-# %% ../../nbs/06_heads/02_probes.ipynb #5f2fe9de
+# %% ../../nbs/06_heads/02_probes.ipynb #e44df361
 from functools import partial
 
 import torch
@@ -14,7 +14,7 @@ from einops import rearrange, reduce, repeat
 from torch import nn
 from torch.nn import functional as F
 
-from ..core import ConfigError
+from ..core import ConfigError, lab_device
 
 # %% ../../nbs/06_heads/02_probes.ipynb #b0b9b4d2
 def read_out(
@@ -177,7 +177,7 @@ def _change_of_variables(rows, row_weights, penalty):
     factor = torch.linalg.cholesky(bend)
     return (partial(torch.linalg.solve_triangular, factor.mT, upper=True), partial(torch.linalg.solve_triangular, factor, upper=False))
 
-# %% ../../nbs/06_heads/02_probes.ipynb #52efd610
+# %% ../../nbs/06_heads/02_probes.ipynb #c1b99a14
 _METRICS = ('accuracy', 'balanced_accuracy')
 
 def row_shares(
@@ -186,7 +186,7 @@ def row_shares(
 )->torch.Tensor:            # (N,) float32, sum 1
     "How much each row counts."
     if metric not in _METRICS: raise ConfigError(f"metric '{metric}' is unknown: choose one of {', '.join(_METRICS)}")
-    if metric == 'accuracy': return torch.full((len(labels),), 1/len(labels))
+    if metric == 'accuracy': return torch.full((len(labels),), 1/len(labels), device=labels.device)
     counts = torch.bincount(labels)
     return 1/(counts > 0).sum()/counts[labels]
 
@@ -199,18 +199,19 @@ def linear_predict(
     metric:str='accuracy',     # what it is fitted for
     tolerance:float=1e-4,      # as `fit_logistic`; answers need less than losses
 )->torch.Tensor:               # (P, M) classes
-    "The answers of linear probes."
+    "The answers of linear probes, fitted on the lab's device, given on the CPU."
+    train, labels, test = (x.to(lab_device()) for x in (train, labels, test))
     train, test = standardise(train, test)
     if train.shape[1] > len(train): train, test = _row_space(train, test)
-    theta = fit_logistic(train, labels, class_count, penalties, row_shares(labels, metric).to(train.device), tolerance)
-    return (test@theta[:, :-1] + theta[:, -1:]).argmax(-1)
+    theta = fit_logistic(train, labels, class_count, penalties, row_shares(labels, metric), tolerance)
+    return (test@theta[:, :-1] + theta[:, -1:]).argmax(-1).cpu()
 
 def _row_space(train, test):
     "Coordinates in the space of the training rows, where penalised weights lie anyway: fewer numbers, the same answers."
     basis = torch.linalg.qr(train.T).Q                       # (F, N)
     return train@basis, test@basis
 
-# %% ../../nbs/06_heads/02_probes.ipynb #9a9a6a99
+# %% ../../nbs/06_heads/02_probes.ipynb #852eaaef
 def knn_predict(
     train:torch.Tensor,        # (N, F) features
     labels:torch.Tensor,       # (N,) their classes
@@ -221,7 +222,8 @@ def knn_predict(
     temperature:float=0.07,    # of the votes
     chunk:int=1024,            # test rows at a time
 )->torch.Tensor:               # (len(neighbours), M) classes
-    "The answers of weighted nearest neighbours."
+    "The answers of weighted nearest neighbours, sought on the lab's device, given on the CPU."
+    train, labels, test = (x.to(lab_device()) for x in (train, labels, test))
     centre, most = train.mean(0), min(max(neighbours), len(train))
     shares = row_shares(labels, metric)
     train, answers = F.normalize(train - centre, dim=1), []
@@ -230,4 +232,4 @@ def knn_predict(
         votes, classes = ((similarity - 1)/temperature).exp()*shares[index], labels[index]
         tally = lambda k: votes.new_zeros(len(part), class_count).scatter_add_(1, classes[:, :k], votes[:, :k])
         answers.append(torch.stack([tally(k).argmax(1) for k in neighbours]))
-    return torch.cat(answers, dim=1)
+    return torch.cat(answers, dim=1).cpu()
