@@ -27,6 +27,7 @@ from .trunk.layouts import *
 from .trunk.checkpoints import *
 from .trunk.released import *
 from .codebook.quantize import *
+from .codebook.lookup_free import *
 from .codebook.autoencode import *
 from .codebook.health import *
 from .codebook.cache import *
@@ -45,6 +46,9 @@ from .heads.finetune import *
 from .heads.released import *
 from .show.tokens import *
 from .show.patch_grid import *
+from .show.masks import *
+from .show.pair_maps import *
+from .show.attention import *
 from .show.report import *
 from .show.pairs_report import *
 from .main_job import *
