@@ -7,7 +7,7 @@ __all__ = ['TOKENIZERS', 'check_images', 'reconstruction_report', 'VQVAEConfig',
            'Decoder', 'VQVAE', 'Autoencoder', 'StepBatches', 'tokenizer_loss', 'TendCodebook', 'TellProgress',
            'tokenizer_learner', 'train_tokenizer']
 
-# %% ../../nbs/02_codebook/03_autoencode.ipynb #f220dbc0
+# %% ../../nbs/02_codebook/03_autoencode.ipynb #4dac1f76
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from torch import nn
 
-from .quantize import EMACodebook, nearest_codes
+from .lookup_free import CODEBOOKS, make_codebook
 from ..core import ConfigError, DataError, Saved, as_floats, generator, lab_device
 from ..data.pictures import image_batch, one_picture
 from ..training import TrainConfig, step_loaders, train, watched_learner
@@ -79,7 +79,7 @@ def _decibel(mean_squared_error:float)->float:
     "PSNR of pictures in [0, 1]; infinite for no error."
     return -10*math.log10(mean_squared_error) if mean_squared_error > 0 else math.inf
 
-# %% ../../nbs/02_codebook/03_autoencode.ipynb #b6bc83fa
+# %% ../../nbs/02_codebook/03_autoencode.ipynb #21692d49
 @dataclass(frozen=True)
 class VQVAEConfig:
     "The shape of a `VQVAE`."
@@ -89,12 +89,22 @@ class VQVAEConfig:
     encoder_depth:int = 1      # residual blocks before the codebook
     decoder_depth:int = 2      # residual blocks behind it
     codebook_size:int = 512    # words of the visual language
-    code_dim:int = 16          # numbers per code
-    metric:str = 'euclidean'   # or 'cosine', as in BEiT v2
+    code_dim:int = 16          # numbers per code; for vq and gumbel
+    metric:str = 'euclidean'   # or 'cosine', as in BEiT v2; for vq
     decay:float = 0.98         # share of the past in the codebook's running means
-    commitment:float = 0.25    # weight of the commitment loss
-    revive_below:float = 0.05  # share of the mean count below which a code is dead
+    commitment:float = 0.25    # weight of the commitment loss; for vq and lfq
+    revive_below:float = 0.05  # share of the mean count below which a code is dead; for vq
     seed:int = 0               # of the codebook's random choices
+    kind:str = 'vq'            # of the codebook: vq, gumbel, fsq or lfq
+    levels:tuple = ()          # values per channel, for fsq; empty: as the paper has them for that many codes
+
+    def __post_init__(self):
+        if self.kind not in CODEBOOKS: raise ConfigError(f"no codebook is of kind '{self.kind}': choose {', '.join(CODEBOOKS)}")
+
+    def codebook(self)->nn.Module:
+        "A new codebook of this kind."
+        own = dict(vq=('metric', 'commitment', 'revive_below'), fsq=('levels',), lfq=('commitment',)).get(self.kind, ())
+        return make_codebook(self.kind, self.codebook_size, self.code_dim, decay=self.decay, seed=self.seed, **{name: getattr(self, name) for name in own})
 
 # %% ../../nbs/02_codebook/03_autoencode.ipynb #0d22dc81
 TOKENIZERS = dict(nano=VQVAEConfig(width=16, encoder_depth=1, decoder_depth=1, codebook_size=64, code_dim=8), # for tests
@@ -124,24 +134,24 @@ def _quiet(convolution:nn.Conv2d)->nn.Conv2d:
     nn.init.zeros_(convolution.bias)
     return convolution
 
-# %% ../../nbs/02_codebook/03_autoencode.ipynb #b3823daa
+# %% ../../nbs/02_codebook/03_autoencode.ipynb #ca863705
 class Encoder(nn.Module):
     "Pixels to vectors: a linear map of each patch, plus what convolutions make of the patch and its neighbours."
-    def __init__(self, c:VQVAEConfig):
+    def __init__(self, c:VQVAEConfig, code_dim:int):
         super().__init__()
-        self.linear = nn.Conv2d(c.channels, c.code_dim, c.patch_size, c.patch_size)
+        self.linear = nn.Conv2d(c.channels, code_dim, c.patch_size, c.patch_size)
         self.deep = nn.Sequential(nn.Conv2d(c.channels, c.width, c.patch_size, c.patch_size),
-                                  *[ResidualBlock(c.width) for _ in range(c.encoder_depth)], nn.SiLU(), _quiet(nn.Conv2d(c.width, c.code_dim, 1)))
+                                  *[ResidualBlock(c.width) for _ in range(c.encoder_depth)], nn.SiLU(), _quiet(nn.Conv2d(c.width, code_dim, 1)))
 
     def forward(self, x): return rearrange(self.linear(x) + self.deep(x), 'b d h w -> b h w d')
 
 class Decoder(nn.Module):
     "Vectors to pixels, the mirror image; each position paints its own patch (sub-pixel convolution), so there is no checkerboard."
-    def __init__(self, c:VQVAEConfig):
+    def __init__(self, c:VQVAEConfig, code_dim:int):
         super().__init__()
         pixels = c.channels*c.patch_size**2
-        self.linear = nn.Conv2d(c.code_dim, pixels, 1)
-        self.deep = nn.Sequential(nn.Conv2d(c.code_dim, c.width, 1),
+        self.linear = nn.Conv2d(code_dim, pixels, 1)
+        self.deep = nn.Sequential(nn.Conv2d(code_dim, c.width, 1),
                                   *[ResidualBlock(c.width) for _ in range(c.decoder_depth)], nn.SiLU(), _quiet(nn.Conv2d(c.width, pixels, 1)))
         self.unfold = nn.PixelShuffle(c.patch_size)
 
@@ -149,21 +159,21 @@ class Decoder(nn.Module):
         x = rearrange(vectors, 'b h w d -> b d h w')
         return self.unfold(self.linear(x) + self.deep(x))
 
-# %% ../../nbs/02_codebook/03_autoencode.ipynb #b4f5a792
+# %% ../../nbs/02_codebook/03_autoencode.ipynb #b5f44d91
 class VQVAE(Saved):
     "A small convolutional autoencoder with a codebook in the middle: a visual tokenizer that can also draw."
     config_class = VQVAEConfig
 
     def __init__(self, config:VQVAEConfig):
         super().__init__()
-        c = self.config = config
-        self.encoder, self.decoder = Encoder(c), Decoder(c)
-        self.quantizer = EMACodebook(c.codebook_size, c.code_dim, c.metric, c.decay, c.commitment, revive_below=c.revive_below, seed=c.seed)
+        self.config, quantizer = config, config.codebook()
+        self.encoder, self.decoder = Encoder(config, quantizer.code_dim), Decoder(config, quantizer.code_dim)
+        self.quantizer = quantizer
 
     @property
     def codebook(self)->torch.Tensor:
         "The codes, (K, D)."
-        return self.quantizer.vectors
+        return self.quantizer.vectors.detach()
 
     @property
     def codebook_size(self)->int:
@@ -193,7 +203,7 @@ class VQVAE(Saved):
         tokens = self.encode(batch.to(self.codebook.device))
         return tokens[0] if one_picture(images) else tokens
 
-# %% ../../nbs/02_codebook/03_autoencode.ipynb #8032e67d
+# %% ../../nbs/02_codebook/03_autoencode.ipynb #9d1193e4
 @patch
 @torch.no_grad()
 def start_linear(self:VQVAE,
@@ -203,14 +213,15 @@ def start_linear(self:VQVAE,
     c, p = self.config, self.patch_size
     patches = rearrange(as_floats(images)*2 - 1, 'n c (h p) (w q) -> (n h w) (c p q)', p=p, q=p)
     centre = patches.mean(0)
-    axes = torch.linalg.eigh((patches - centre).T @ (patches - centre)).eigenvectors.flip(1)[:, :c.code_dim]   # (C*p*p, D)
-    axes = F.pad(axes, (0, c.code_dim - axes.shape[1]))
+    code_dim = self.quantizer.code_dim
+    axes = torch.linalg.eigh((patches - centre).T @ (patches - centre)).eigenvectors.flip(1)[:, :code_dim]     # (C*p*p, D)
+    axes = F.pad(axes, (0, code_dim - axes.shape[1]))
     self.encoder.linear.weight.copy_(rearrange(axes, '(c p q) d -> d c p q', p=p, q=p))
     self.encoder.linear.bias.copy_(-centre @ axes)
     self.decoder.linear.weight.copy_(axes[:, :, None, None])
     self.decoder.linear.bias.copy_(centre)
 
-# %% ../../nbs/02_codebook/03_autoencode.ipynb #5b3a91af
+# %% ../../nbs/02_codebook/03_autoencode.ipynb #71a2575c
 @patch
 def grid(self:VQVAE,
     image_size, # pixels a side, or (height, width)
@@ -227,7 +238,7 @@ def encode(self:VQVAE,
     self.grid(images.shape[-2:])
     with torch.autocast(images.device.type, enabled=False):
         vectors = self.vectors(images)
-        codes = nearest_codes(rearrange(vectors, 'b h w d -> (b h w) d'), self.codebook, self.config.metric)
+        codes = self.quantizer.lookup(rearrange(vectors, 'b h w d -> (b h w) d'))
     return codes.view(vectors.shape[:-1])
 
 @patch
@@ -282,15 +293,14 @@ def tokenizer_loss(
     painted, quantized = outputs
     return 4*F.mse_loss(painted.float(), as_floats(images)) + quantized.loss
 
-# %% ../../nbs/02_codebook/03_autoencode.ipynb #f1a64f67
+# %% ../../nbs/02_codebook/03_autoencode.ipynb #a809ee8b
 class TendCodebook(Callback):
-    "Start the codebook from many pictures; stop revival for the last part of the run."
+    "Start the codebook from many pictures; tell it how much of the run is done."
     def __init__(self,
         images:torch.Tensor,       # (N, C, H, W) pictures for the start
         per_step:int,              # vectors a step brings
-        revive_until:float=0.8,    # share of the run with revival
     ):
-        self.images, self.per_step, self.revive_until = images, per_step, revive_until
+        self.images, self.per_step = images, per_step
 
     def before_fit(self):
         model = self.learn.model
@@ -301,7 +311,7 @@ class TendCodebook(Callback):
             vectors = [model.vectors(part) for part in images.split(256)]
             model.quantizer.start(rearrange(torch.cat(vectors), 'b h w d -> (b h w) d'), self.per_step)
 
-    def before_batch(self): self.learn.model.quantizer.revive = bool(self.learn.pct_train < self.revive_until)
+    def before_batch(self): self.learn.model.quantizer.tend(self.learn.pct_train)
 
 # %% ../../nbs/02_codebook/03_autoencode.ipynb #38e4a7b5
 class TellProgress(Callback):
