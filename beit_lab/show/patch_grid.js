@@ -217,7 +217,10 @@ function render({ model, el }) {
   });
   for (const name of ["keyup", "keypress"]) canvas.addEventListener(name, (event) => event.stopPropagation());
   canvas.addEventListener("focus", () => { keyboard = canvas.matches(":focus-visible"); draw(); });
-  canvas.addEventListener("blur", () => { keyboard = false; painting = null; point(-1); draw(); });
+  canvas.addEventListener("blur", () => {
+    keyboard = false; painting = null; draw();
+    setTimeout(() => { if (canvas.isConnected) point(-1); });         /* a grid that leaves the page has nobody to tell */
+  });
 
   /* ---- what Python says ---- */
   model.on("change:mask", () => { if (painting === null) { mask = get("mask").slice(); draw(); } });

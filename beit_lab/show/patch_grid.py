@@ -32,7 +32,7 @@ from ..data.sources import ROLES, open_source
 from ..pretrain.masked_data import MaskedDataModel
 from ..pretrain.objectives import MaskedImageModel
 
-# %% ../../nbs/08_show/02_patch_grid.ipynb #a860b60b
+# %% ../../nbs/08_show/02_patch_grid.ipynb #5268c568
 def any_picture(
     image,         # a path, bytes, a PIL image, an array or a tensor, a scene, or an item of a data set
     size:int=None, # pixels a side: shorter side to `size`, middle square; None: as it is
@@ -58,7 +58,7 @@ def sample_picture(
     row:int=6,        # which of the pictures that were held out
 )->Image.Image:
     "A shipped picture that no shipped model has learnt from."
-    return open_source(name if name.startswith('emoji') else f'scenes:{row + 1}', 'test')[row]['image']
+    return open_source('emoji' if name.startswith('emoji') else f'scenes:{row + 1}', 'test')[row]['image']
 
 # %% ../../nbs/08_show/02_patch_grid.ipynb #b3cfdf1b
 _LOCKS, _SHIPPED = WeakKeyDictionary(), WeakValueDictionary()
@@ -334,7 +334,7 @@ def _sentence(problem:Exception)->str:
     "An exception in words."
     return str(problem) if isinstance(problem, LabError) else f'this did not work ({type(problem).__name__}: {" ".join(str(problem).split())[:120]})'
 
-# %% ../../nbs/08_show/02_patch_grid.ipynb #e5d1de71
+# %% ../../nbs/08_show/02_patch_grid.ipynb #9dd120d2
 @patch
 def on(self:LabWidget,
     widget,    # one of its widgets
@@ -362,6 +362,7 @@ def close(self:LabWidget):
     for widget in _inside(self): _free(widget)
     getattr(self, 'held', {}).clear()
     self.links, self.lock = [], threading.RLock()
+    if self.layout is not None: self.layout.close()
     ipywidgets.VBox.close(self)
 
 def _inside(box)->list:
