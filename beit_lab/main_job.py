@@ -6,7 +6,7 @@
 __all__ = ['RECIPES', 'TOTAL_MINUTES', 'SHARES', 'MOST_PATCHES', 'PIECE', 'RUN_FILES', 'OF_PRETRAINING', 'SHIPPED', 'SMALL_SET',
            'Recipe', 'recipe_for', 'planned_steps', 'piece_of', 'Job', 'alone_in']
 
-# %% ../nbs/09_main_job.ipynb #831499e3
+# %% ../nbs/09_main_job.ipynb #79e5884f
 import errno, math, os, shutil, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +20,7 @@ from fastcore.basics import patch
 
 from .codebook.autoencode import VQVAE, VQVAEConfig, reconstruction_report, tokenizer_learner, train_tokenizer
 from .codebook.cache import cache_tokens
+from .codebook.lookup_free import CODEBOOKS, make_codebook
 from .core import ConfigError, disk_errors, from_stored, generator, lab_device, read_json, remove_leftovers, save_figure, show_grid, write_json
 from .data.loaders import TwoViews
 from .data.sources import split_source
@@ -33,13 +34,14 @@ from .training import Progress, TrainConfig, seconds_per_step, steps_in, train
 from .trunk.multiway import Trunk
 from .trunk.sizes import SIZES, trunk_config
 
-# %% ../nbs/09_main_job.ipynb #4769a020
+# %% ../nbs/09_main_job.ipynb #afdef83d
 @dataclass(frozen=True)
 class Recipe:
     "How the main job treats a data set; all of it our choice for minutes on a laptop."
     image_size:int = 32          # pixels; larger pictures are resized
     patch_size:int = 4           # pixels; 32/4 and 64/8 both make a grid of 8x8
     codebook_size:int = 512      # words of the visual language
+    kind:str = 'vq'              # of codebook: vq, gumbel, fsq or lfq
     tokenizer_steps:int = 1000   # of 64 pictures
     trunk:str = 'pico'           # named size
     mode:str = 'visible'         # the trunk sees visible patches only
@@ -56,10 +58,10 @@ class Recipe:
 
     def __post_init__(self): _check_recipe(self)
 
-# %% ../nbs/09_main_job.ipynb #f04138e4
+# %% ../nbs/09_main_job.ipynb #9f2a20f6
 _RANGES = dict(image_size=(1, 1024), patch_size=(1, 1024), codebook_size=(2, 65_536), mask_ratio=(0.01, 0.99), batch_size=(1, 65_536), lr=(1e-9, 1), crops=(0, 1), # our choice
                tokenizer_steps=(1, 10**9), pretrain_steps=(1, 10**9), pictures=(2, 10**9), held_out=(1, 10**9), labelled=(1, 10**9), tested=(1, 10**9))
-_CHOICES = dict(trunk=tuple(SIZES), mode=('visible', 'full'), mask_kind=('random', 'block', 'grid'))
+_CHOICES = dict(kind=tuple(CODEBOOKS), trunk=tuple(SIZES), mode=('visible', 'full'), mask_kind=('random', 'block', 'grid'))
 
 def _check_recipe(recipe:Recipe):
     "Refuse what no run can do, before anything is read."
@@ -67,6 +69,7 @@ def _check_recipe(recipe:Recipe):
         if not low <= (value := getattr(recipe, name)) <= high: raise ConfigError(f'{name} must lie between {low:,} and {high:,}, not {str(value)[:40]}')
     for name, known in _CHOICES.items():
         if (value := getattr(recipe, name)) not in known: raise ConfigError(f"{name} '{value}' is unknown: choose {', '.join(known)}")
+    if recipe.kind in ('fsq', 'lfq'): make_codebook(recipe.kind, recipe.codebook_size) # not every number of codes can be had
 
 # %% ../nbs/09_main_job.ipynb #d0779a83
 RECIPES = dict(emoji=Recipe(crops=0.5, pretrain_steps=1500), scenes=Recipe(image_size=64, patch_size=8), small=Recipe(), large=Recipe(image_size=64, patch_size=8))
@@ -316,7 +319,7 @@ def tokens_of(self:Job)->VQVAE:
     if not os.path.exists(folder): raise ConfigError(f'there is no tokenizer in {folder}: run `beit-lab tokenizer --data {self.data} --out {self.out}` first, or name one with --tokenizer')
     return VQVAE.from_pretrained(folder).to(lab_device())
 
-# %% ../nbs/09_main_job.ipynb #546c39ef
+# %% ../nbs/09_main_job.ipynb #cc965f70
 @patch
 @_alone
 def tokenizer(self:Job,
@@ -328,7 +331,7 @@ def tokenizer(self:Job,
     if self.done('tokenizer'): return print(f'tokenizer: done before, see {self.out}/tokenizer')
     self.open()
     recipe = self.recipe
-    config = VQVAEConfig(patch_size=recipe.patch_size, codebook_size=recipe.codebook_size)
+    config = VQVAEConfig(patch_size=recipe.patch_size, codebook_size=recipe.codebook_size, kind=recipe.kind)
     steps = self._steps('tokenizer', recipe.tokenizer_steps, lambda: seconds_per_step(tokenizer_learner(self.pictures, config, PIECE, self.seed)), minutes, limit)
     model = train_tokenizer(self.pictures, config, steps, self.seed, Progress('tokenizer'), checkpoint=self.out/'tokenizer_state')
     model.save_pretrained(self.out/'tokenizer')
