@@ -47,8 +47,11 @@ from .heads.released import *
 from .show.tokens import *
 from .show.patch_grid import *
 from .show.masks import *
+from .show.codes import *
 from .show.pair_maps import *
 from .show.attention import *
+from .show.charts import *
+from .show.dashboard import *
 from .show.report import *
 from .show.pairs_report import *
 from .main_job import *

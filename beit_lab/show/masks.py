@@ -242,7 +242,7 @@ def counted(self:MaskPainter)->str:
     if not hidden: return asked
     return f'{asked}; {answer.right} of {hidden} tokens named exactly, mean confidence {answer.probabilities.amax(-1).mean():.2f}'
 
-# %% ../../nbs/08_show/03_masks.ipynb #742c0cbf
+# %% ../../nbs/08_show/03_masks.ipynb #647d58f5
 @patch
 def _speak(self:MaskPainter):
     "The words for the patch under the pointer, or for the one that was picked."
@@ -263,7 +263,7 @@ def guess_table(
 )->str:                 # HTML
     "Codes with what they paint and how likely they are; the true one is marked."
     rows = ''.join(f'<tr class="{"bl-true"*g.right}"><td>{g.rank}</td><td>{code_image(tiles[g.token])}</td><td>{g.token}</td><td>{g.probability:.3f}</td>'
-                   f'<td><span class="bl-bar" style="width:{max(1, round(110*g.probability))}px"></span>{" ✓ true" if g.right else ""}</td></tr>' for g in guesses)
+                   f'<td class="bl-left"><span class="bl-bar" style="width:{max(1, round(110*g.probability))}px"></span>{" ✓ true" if g.right else ""}</td></tr>' for g in guesses)
     head = '<tr><th>rank</th><th>paints</th><th>token</th><th>probability</th><th style="width:160px"></th></tr>'
     return f'<span class="bl-title">{html.escape(title)}</span><table class="bl-table">{head}{rows}</table>'
 

@@ -33,7 +33,7 @@ function render({ model, el }) {
   const caption = element("div", "bl-caption", root), live = element("div", "bl-live", root);
   const ctx = canvas.getContext("2d"), pattern = ctx.createPattern(hatchTile(), "repeat");
   const get = (name) => model.get(name), count = () => get("rows") * get("columns");
-  let mask = get("mask").slice(), hover = -1, cursor = 0, keyboard = false, painting = null, last = -1;
+  let mask = get("mask").slice(), hover = -1, cursor = 0, keyboard = false, byHand = false, painting = null, last = -1;
   let bitmap = null, light = [], asked = 0;
   live.setAttribute("aria-live", "polite");
 
@@ -43,12 +43,14 @@ function render({ model, el }) {
     return [(i % get("columns")) * w, Math.floor(i / get("columns")) * h, w, h];
   }
 
-  function ring(i, colour, thick) {                      /* two tones, so that it shows on any picture; inside the patch, so that nothing cuts it off */
-    const [x, y, w, h] = box(i);
-    ctx.lineWidth = thick; ctx.strokeStyle = colour;
-    ctx.strokeRect(x + thick / 2, y + thick / 2, w - thick, h - thick);
-    ctx.lineWidth = 1; ctx.strokeStyle = "#ffffff";
-    ctx.strokeRect(x + thick + 0.5, y + thick + 0.5, w - 2 * thick - 1, h - 2 * thick - 1);
+  function ring(i, colour, thick) {                      /* dark, coloured, light: it shows on any picture; inside the patch, so that nothing cuts it off */
+    const [x, y, w, h] = box(i), edge = (from, width, tone) => {
+      ctx.lineWidth = width; ctx.strokeStyle = tone;
+      ctx.strokeRect(x + from + width / 2, y + from + width / 2, w - 2 * from - width, h - 2 * from - width);
+    };
+    edge(0, 1, INK);
+    edge(1, thick, colour);
+    if (Math.min(w, h) > 4 * thick + 6) edge(thick + 1, 1, "#ffffff");
   }
 
   function lines() {
@@ -85,11 +87,12 @@ function render({ model, el }) {
       if (heat.length && heat[i] >= 0) { ctx.fillStyle = heatColour(heat[i], get("heat_alpha")); ctx.fillRect(...box(i)); }
     }
     if (get("lines")) lines();
-    words();
     for (const i of get("outlined")) ring(i, MARKED, 2);
     if (get("locked") >= 0) ring(get("locked"), PICKED, 3);
-    if (get("hover") >= 0) ring(get("hover"), INK, 1);
-    if (keyboard) ring(cursor, INK, 2);
+    if (get("hover") >= 0) ring(get("hover"), "#ffffff", 1);
+    if (keyboard) ring(cursor, "#ffffff", 2);
+    words();
+    canvas.classList.toggle("bl-keyboard", keyboard);
     Object.assign(canvas.dataset, { hidden: hiddenCount(), cursor, hover: get("hover"), locked: get("locked") });
   }
 
@@ -173,8 +176,9 @@ function render({ model, el }) {
   canvas.addEventListener("pointerdown", (event) => {
     const i = at(event);                                 /* first find the patch, ... */
     if (i < 0 || event.button || get("mode") === "view") return;
+    byHand = true;
     canvas.focus({ preventScroll: true });               /* ... then focus: a page that scrolls in between would move another patch under the pointer */
-    keyboard = false; cursor = last = i;
+    byHand = keyboard = false; cursor = last = i;
     if (get("mode") === "pick") return pick(i);
     canvas.setPointerCapture(event.pointerId);
     painting = !mask[i];
@@ -216,7 +220,7 @@ function render({ model, el }) {
     event.preventDefault(); draw();
   });
   for (const name of ["keyup", "keypress"]) canvas.addEventListener(name, (event) => event.stopPropagation());
-  canvas.addEventListener("focus", () => { keyboard = canvas.matches(":focus-visible"); draw(); });
+  canvas.addEventListener("focus", () => { keyboard = !byHand; draw(); });
   canvas.addEventListener("blur", () => {
     keyboard = false; painting = null; draw();
     setTimeout(() => { if (canvas.isConnected) point(-1); });         /* a grid that leaves the page has nobody to tell */

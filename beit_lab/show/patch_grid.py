@@ -116,7 +116,7 @@ def _read_weights(folder:Path)->LoadedWeights:
     parts = VQVAE.from_pretrained(folder/'tokenizer'), kind.from_pretrained(folder/'model')
     return LoadedWeights(folder.name, *(part.to(lab_device()) for part in parts))
 
-# %% ../../nbs/08_show/02_patch_grid.ipynb #acea5540
+# %% ../../nbs/08_show/02_patch_grid.ipynb #faf2eae0
 MARKED, PICKED = '#E69F00', '#D55E00' # of Okabe and Ito: patches of interest, and the one that was picked
 
 def picture_bytes(
@@ -158,12 +158,12 @@ def draw_patches(
     for i, amount in enumerate(heat): _cover(image, _box(i, grid, image.size), lambda h, w: _heat_tile(amount, h, w), heat_alpha*(amount >= 0))
     pen = ImageDraw.Draw(image, 'RGBA')
     if lines: _draw_lines(pen, grid, image.size)
-    _draw_labels(pen, labels, grid, image)
     for i in outlined: _draw_ring(pen, _box(i, grid, image.size), MARKED, 2)
     if locked >= 0: _draw_ring(pen, _box(locked, grid, image.size), PICKED, 3)
+    _draw_labels(pen, labels, grid, image)
     return image
 
-# %% ../../nbs/08_show/02_patch_grid.ipynb #0c1107a1
+# %% ../../nbs/08_show/02_patch_grid.ipynb #77382938
 def _box(i:int, grid:tuple, size:tuple)->tuple:
     "Left, top, right and bottom of a patch."
     row, column = divmod(int(i), grid[1])
@@ -186,10 +186,12 @@ def _draw_lines(pen, grid:tuple, size:tuple):
     for row in range(1, grid[0]): pen.line([0, round(row*size[1]/grid[0]), size[0], round(row*size[1]/grid[0])], (128, 128, 128, 115))
 
 def _draw_ring(pen, box:tuple, colour:str, thick:int):
-    "A ring inside a patch, in two tones, so that it shows on any picture."
+    "A ring inside a patch, dark, coloured and light, so that it shows on any picture."
     left, top, right, bottom = box
-    pen.rectangle([left, top, right - 1, bottom - 1], outline=colour, width=thick)
-    if right - left > 2*thick + 2: pen.rectangle([left + thick, top + thick, right - 1 - thick, bottom - 1 - thick], outline='white')
+    edge = lambda at, tone, width=1: pen.rectangle([left + at, top + at, right - 1 - at, bottom - 1 - at], outline=tone, width=width)
+    edge(0, INK)
+    edge(1, colour, thick)
+    if min(right - left, bottom - top) > 4*thick + 6: edge(1 + thick, 'white')
 
 def _draw_labels(pen, labels, grid:tuple, image:Image.Image):
     "A word on each patch, where there is room to read it."
