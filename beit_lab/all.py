@@ -54,5 +54,6 @@ from .show.charts import *
 from .show.dashboard import *
 from .show.report import *
 from .show.pairs_report import *
+from .show.codebook_report import *
 from .main_job import *
 from .pairs_job import *
