@@ -1,5 +1,6 @@
 """The `beit-lab` command: thin layers over library functions. Written by hand."""
 import sys, warnings
+from typing import Annotated
 
 from fastcore.script import anno_parser
 
@@ -21,6 +22,7 @@ def demo(
 def tokenizer(
     data:str='emoji',       # what to learn from
     out:str='runs/demo',    # gets tokenizer/, pictures and its part of metrics.json
+    kind:str=None,          # of tokenizer: vq (running means), gumbel (drawn codes), fsq (rounded numbers) or lfq (signs) (default: vq)
     seed:int=0,             # of everything that is drawn
     minutes:float=None,     # time for this stage
     codebook_size:int=None, # number of codes (default: 512)
@@ -29,8 +31,17 @@ def tokenizer(
     force:bool=False,       # start anew where a run exists
 ):
     "Learn a codebook: pictures become grids of discrete tokens."
+    if kind is not None and kind not in KINDS: raise ConfigError(f"--kind '{kind}' is unknown: choose {', '.join(KINDS)}")
+    KINDS[kind or 'vq'](kind, data, out, seed, minutes, force, codebook_size=codebook_size, image_size=image_size, patch_size=patch_size)
+
+
+def _codebook_job(kind, data, out, seed, minutes, force, **choices):
+    "The first stage of the main job, with a codebook of some kind."
     from .main_job import Job
-    Job(data, out, seed, force and 'tokenizer', codebook_size=codebook_size, image_size=image_size, patch_size=patch_size).tokenizer(minutes)
+    Job(data, out, seed, force and 'tokenizer', kind=kind, **choices).tokenizer(minutes)
+
+
+KINDS = {kind: _codebook_job for kind in ('vq', 'gumbel', 'fsq', 'lfq')} # what --kind may be: function(kind, data, out, seed, minutes, force, **choices); other tokenizers join here
 
 
 def pretrain(
@@ -164,6 +175,40 @@ def _patches(said:str, grid:tuple):
     return mask
 
 
+def tokens(
+    images:Annotated[str, dict(nargs='+')], # pictures
+    tokenizer:str=None,     # folder of a tokenizer (default: the shipped one of emoji)
+    out:str='tokens',       # folder that gets NAME_tokens.png and NAME_decoded.png of each
+    image_size:int=None,    # pixels a side they are cut and resized to (default: as the tokenizer learnt them)
+):
+    "Pictures in the words of a tokenizer: prints the tokens, draws them as tiles, and paints what they keep."
+    from pathlib import Path
+
+    from .codebook.cache import read_tokenizer
+    from .core import lab_device, samples
+    from .data.pictures import image_batch
+    from .show.codebook_report import tokens_as_text, usual_size, write_token_pictures
+    home = Path(tokenizer) if tokenizer else samples('weights/emoji/tokenizer')
+    model = read_tokenizer(home).to(lab_device())
+    size = image_size or usual_size(home, model)
+    for image in images: image_batch(image, size, model.patch_size, model.config.channels) # all or none
+    for number, image in enumerate(images, 1):
+        name = Path(image).stem if len({Path(i).stem for i in images}) == len(images) else f'{number}_{Path(image).stem}'
+        print(f'{image}\n{tokens_as_text(write_token_pictures(model, image, out, name, size))}\n')
+    print(f'{len(images)} picture{"s" if len(images) > 1 else ""} as tiles and painted again in {out}')
+
+
+def codebook(
+    folder:str,             # of a run, or of a tokenizer
+    data:str=None,          # pictures to judge it on (default: those that the run held out)
+    out:str=None,           # the file to appear (default: codebook.html in the folder of the run)
+    image_size:int=None,    # pixels a side (default: as the tokenizer learnt them)
+):
+    "Is a codebook alive, what are its words, what do they keep? Everything in one HTML file."
+    from .show.codebook_report import report_of_folder
+    print(f'done: open {report_of_folder(folder, data, out, image_size)}')
+
+
 def embed(
     image:str=None,         # a picture, or several with commas between them
     text:str=None,          # a text; for several pictures, a file with one a line
@@ -192,7 +237,7 @@ def _reader(model:str):
 def _given(**options): return {name: value for name, value in options.items() if value is not None}
 
 
-COMMANDS = dict(demo=demo, tokenizer=tokenizer, pretrain=pretrain, probe=probe, fill=fill, embed=embed,
+COMMANDS = dict(demo=demo, tokenizer=tokenizer, pretrain=pretrain, probe=probe, tokens=tokens, codebook=codebook, fill=fill, embed=embed,
                 weights={'inspect': weights_inspect, 'import': weights_import, 'export': weights_export})
 HELP = """beit-lab: an image as a foreign language
 
@@ -200,6 +245,8 @@ HELP = """beit-lab: an image as a foreign language
   beit-lab tokenizer   the first stage alone: learn a codebook
   beit-lab pretrain    the second: predict the tokens of hidden patches, and with --objective mdm hidden words as well
   beit-lab probe       the third: is it useful?
+  beit-lab tokens      pictures in the words of a tokenizer, and what those words keep
+  beit-lab codebook    the health of a codebook as one page
   beit-lab fill        fill the blanks of a text, looking at a picture, or hidden patches as a text says
   beit-lab embed       pictures, texts and pairs as vectors
   beit-lab weights     released weights: inspect, import, export

@@ -221,7 +221,7 @@ def start_linear(self:VQVAE,
     self.decoder.linear.weight.copy_(axes[:, :, None, None])
     self.decoder.linear.bias.copy_(centre)
 
-# %% ../../nbs/02_codebook/03_autoencode.ipynb #71a2575c
+# %% ../../nbs/02_codebook/03_autoencode.ipynb #ad4defae
 @patch
 def grid(self:VQVAE,
     image_size, # pixels a side, or (height, width)
@@ -234,8 +234,9 @@ def grid(self:VQVAE,
 def encode(self:VQVAE,
     images:torch.Tensor, # (B, C, H, W) uint8, or float in [0, 1]
 )->torch.Tensor:         # (B, h, w) long
-    "Pictures to tokens, in fp32; the codebook does not learn from it."
+    "Pictures to tokens, in fp32 and on the codebook's device; the codebook does not learn from it."
     self.grid(images.shape[-2:])
+    images = images.to(self.codebook.device)
     with torch.autocast(images.device.type, enabled=False):
         vectors = self.vectors(images)
         codes = self.quantizer.lookup(rearrange(vectors, 'b h w d -> (b h w) d'))
@@ -249,7 +250,7 @@ def decode(self:VQVAE,
     "Tokens to pictures."
     if len(tokens) and not 0 <= tokens.min() <= tokens.max() < self.codebook_size:
         raise ConfigError(f'tokens lie in [{tokens.min()}, {tokens.max()}], but the codebook has {self.codebook_size} codes')
-    return self.paint(self.codebook[tokens.long()]).clamp(0, 1)
+    return self.paint(self.codebook[tokens.long().to(self.codebook.device)]).clamp(0, 1)
 
 # %% ../../nbs/02_codebook/03_autoencode.ipynb #f9e915d9
 class Autoencoder(VQVAE):

@@ -150,7 +150,7 @@ def plot_health(
         axes[1].text(axes[1].get_xlim()[1], codebook_size*0.99, f'all {codebook_size} ', va='top', ha='right', color=GUESS, fontsize=8)
     return figure
 
-# %% ../../nbs/02_codebook/05_health.ipynb #a3ef189b
+# %% ../../nbs/02_codebook/05_health.ipynb #9d6f6c89
 def plot_frequencies(
     books:dict, # name -> counts (K,) from `code_counts`
 ):              # the figure
@@ -165,8 +165,7 @@ def plot_frequencies(
         ranks = torch.arange(1, len(counts) + 1)
         zipf = 1/ranks/(1/ranks).sum()
         ax.loglog(ranks, zipf, '--', color=GUESS, linewidth=1)
-        middle = int(len(ranks)**0.8)
-        ax.annotate("Zipf's law", (middle, zipf[middle - 1]), xytext=(0, 4), textcoords='offset points', color=GUESS, fontsize=8)
+        ax.annotate("Zipf's law", (len(ranks), zipf[-1]), xytext=(4, 2), textcoords='offset points', color=GUESS, fontsize=8, annotation_clip=False)
         ax.set(xlabel='rank of the code', ylabel='share of all tokens', xlim=(1, 2.4*len(counts)))
     return figure
 

@@ -64,7 +64,7 @@ def show_reconstruction(
     drawn = [token_picture(t, colours, tokenizer.patch_size) for t in tokens]
     return show_grid([list(images), drawn, list(tokenizer.decode(tokens))], names=['picture', 'tokens', 'decoded'], cell=1.1)
 
-# %% ../../nbs/08_show/01_tokens.ipynb #bb2a37f8
+# %% ../../nbs/08_show/01_tokens.ipynb #73465b40
 @torch.inference_mode()
 def show_codebook(
     tokenizer,           # a `VisualTokenizer` that can decode
@@ -72,7 +72,7 @@ def show_codebook(
     columns:int=32,      # tiles a row
 ):                       # a figure
     "Every code as its mean decoded patch, in the order of use, beside how often each is used."
-    tiles, tokens = tokenizer.code_tiles(images), tokenizer.encode(images)
+    tiles, tokens = tokenizer.code_tiles(images).cpu(), tokenizer.encode(images).cpu()
     counts = torch.bincount(tokens.flatten(), minlength=tokenizer.codebook_size)
     order = counts.argsort(descending=True)
     blank = torch.ones(-len(tiles) % columns, *tiles.shape[1:])
