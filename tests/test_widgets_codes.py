@@ -78,7 +78,7 @@ def test_chart_tells_dead_codes_and_perplexity(tiny):
     chart = usage_chart(tiny, 2)
     assert '1 dead' in chart and 'perplexity 3' in chart and '3 of 4 codes are used' in chart and chart.count('<circle') == 1
     alone = CodeIndex(tiny.images, torch.zeros(3, 2, 2, dtype=torch.long), 1)
-    assert 'dead' not in usage_chart(alone) and 'perplexity 1' in usage_chart(alone, 0)
+    assert '0 dead' in usage_chart(alone) and 'perplexity 1' in usage_chart(alone, 0)
 
 
 def test_swapping():

@@ -145,7 +145,7 @@ def _ringed(crop:torch.Tensor)->torch.Tensor:
         crop[:, low:high + 1, [low, high]] = tone
     return crop
 
-# %% ../../nbs/08_show/04_codes.ipynb #4afd2c9b
+# %% ../../nbs/08_show/04_codes.ipynb #2f6cb51b
 def usage_chart(
     index:CodeIndex, # from `index_codes`
     code:int=None,   # to be marked
@@ -163,8 +163,8 @@ def usage_chart(
     parts = [f'<polygon points="{x(0):.1f},{base} {line} {x(used):.1f},{base}" fill="var(--bl-soft, #5c5c5c)" opacity=".45"/>',
              _svg_text(left - 4, y(top) + 4, f'{top:,}', 'end'), _svg_text(left - 4, base, '1', 'end'), f'<line x1="{left}" x2="{width - 8}" y1="{base}" y2="{base}" stroke="var(--bl-line, #dcdcdc)"/>',
              f'<line x1="{x(perplexity):.1f}" x2="{x(perplexity):.1f}" y1="{base}" y2="8" stroke="{GUESS}" stroke-dasharray="4 3"/>',
-             _svg_text(x(perplexity) + 4, 16, f'perplexity {perplexity:.0f}'), _svg_text(left, height - 8, f'{used} of {k} codes are used, the most used first')]
-    if dead: parts.append(f'<rect x="{x(used):.1f}" y="{base - 6}" width="{x(k) - x(used):.1f}" height="6" fill="{PICKED}"/>' + _svg_text(width - 8, height - 8, f'{dead} dead', 'end'))
+             _svg_text(x(perplexity) + 4, 16, f'perplexity {perplexity:.0f}'), _svg_text(left, height - 8, f'{used} of {k} codes are used, most used first; {dead} dead')]
+    if dead: parts.append(f'<rect x="{x(used):.1f}" y="{base - 6}" width="{x(k) - x(used):.1f}" height="6" fill="{PICKED}"/>')
     if code is not None: parts.append(_code_mark(x(index.rank(code) - 0.5), y(int(index.counts[code])), base))
     told = f'{used} of {k} codes are used, perplexity {perplexity:.0f}'
     return f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" aria-label="{told}">{"".join(parts)}</svg>'
