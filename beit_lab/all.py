@@ -50,6 +50,8 @@ from .show.masks import *
 from .show.codes import *
 from .show.pair_maps import *
 from .show.attention import *
+from .show.holes import *
+from .show.playground import *
 from .show.charts import *
 from .show.dashboard import *
 from .show.report import *

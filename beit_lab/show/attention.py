@@ -149,7 +149,7 @@ class AttentionExplorer(LabWidget):
     def told(self)->str: return f'{self.row}. {NOT_ATTRIBUTION}'
     def snapshot(self): return figure_picture(show_pair_attention(self.pair, self.query, self.layer.value, self.head))
 
-# %% ../../nbs/08_show/05_attention.ipynb #0aa4d7dd
+# %% ../../nbs/08_show/05_attention.ipynb #702f46ff
 @patch
 def look(self:AttentionExplorer):
     "Send the row of the query to the page."
@@ -189,11 +189,11 @@ def ask_word(self:AttentionExplorer, tile:int):
 @patch
 def tell(self:AttentionExplorer, patch:int):
     "Write the share of the patch under the pointer below the map."
-    head = 'mean of the heads' if self.head is None else f'head {self.head}'
+    head = '' if self.layer.value == 'rollout' else ', mean of the heads' if self.head is None else f', head {self.head}'
     share = f'row {patch//self.heat.columns + 1}, column {patch % self.heat.columns + 1}: {self.heat.details[patch]}' if patch >= 0 else None
-    self.heat.caption = share or f'{_named(self.layer.value, self.pair)}, {head}'
+    self.heat.caption = share or f'{_named(self.layer.value, self.pair)}{head}'
 
-# %% ../../nbs/08_show/05_attention.ipynb #11fa351f
+# %% ../../nbs/08_show/05_attention.ipynb #9c8510b0
 def explore_attention(
     image=None,          # a path, bytes, a PIL image, an array or a tensor, a `Scene`, or an item of a data set; None: a drawn scene
     caption:str=None,    # with or without blanks `___`; None: the item's own, where it has one; '': the picture alone
@@ -214,10 +214,10 @@ def explore_attention(
 
 def _opened(weights)->tuple:
     "A model, and a sentence on what it is."
-    if isinstance(weights, (Reader, Trunk)) or hasattr(weights, 'trunk'): return weights, _size_told(weights, 'your own model')
+    if isinstance(weights, (Reader, Trunk)) or hasattr(weights, 'trunk'): return weights, _size_told(weights, 'Your own model')
     model = load_weights(weights).model
     if isinstance(model, MaskedDataModel): model = load_reader(weights)
-    return model, _size_told(model, f'weights {weights!s}')
+    return model, _size_told(model, f'Weights {weights!s}')
 
 def _size_told(model, name:str)->str:
     "How small a model is."

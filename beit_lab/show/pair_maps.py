@@ -148,7 +148,7 @@ def alike(self:PairMaps)->float:
     "The share of a look that words would get if every position got the same."
     return len(self.pieces)/sum(self.maps.sizes.values())
 
-# %% ../../nbs/08_show/04_pair_maps.ipynb #2e3ec951
+# %% ../../nbs/08_show/04_pair_maps.ipynb #e494fb23
 NOT_ATTRIBUTION = 'Attention is not attribution: it says from where values are collected, not what the answer is made of.'
 
 def show_pair_attention(
@@ -164,7 +164,7 @@ def show_pair_attention(
     with lab_style():
         figure = plt.figure(figsize=(7.4, tall + 0.62 + 0.19*deep + 1.05*bool(heads) + 0.45))
         upper, share, strip, lower = figure.subfigures(4, 1, height_ratios=(tall, 0.62, 0.19*deep + 0.35, 1.05 if heads else 0.01))
-        _draw_look(upper, pair, look, query, lines, f'{_named(layer, pair)}, {"mean of the heads" if head is None or layer == "rollout" else f"head {head}"}')
+        _draw_look(upper, pair, look, query, lines, _named(layer, pair) + ('' if layer == 'rollout' else ', mean of the heads' if head is None else f', head {head}'))
         _draw_share(share.subplots(), pair, look)
         _draw_experts(strip.subplots(), pair, query, layer)
         if heads: _draw_heads(lower.subplots(1, len(heads), squeeze=False)[0], look, heads, head)
@@ -174,7 +174,7 @@ def _heads(pair:PairMaps, layer)->range:
     "The heads that can be told apart; rollout has only their mean."
     return range(0 if layer == 'rollout' else pair.num_heads)
 
-def _named(layer, pair:PairMaps)->str: return {'mean': f'mean of {len(pair.maps.layers)} blocks', 'rollout': 'rollout through all blocks'}.get(layer, f'block {layer}')
+def _named(layer, pair:PairMaps)->str: return {'mean': f'mean of {len(pair.maps.layers)} blocks', 'rollout': 'rollout'}.get(layer, f'block {layer}')
 
 def _flowed(pieces:list, width:int)->list:
     "Tiles of text in lines of `width` letters: (line, begin, end) of each."
