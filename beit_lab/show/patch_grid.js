@@ -28,6 +28,10 @@ function element(kind, name, parent) {
   return made;
 }
 
+function passes(event) {                                /* keys that go on to JupyterLab: saving, running, leaving */
+  return event.ctrlKey || event.metaKey || event.altKey || ["Tab", "Escape"].includes(event.key) || (event.shiftKey && event.key === "Enter");
+}
+
 function render({ model, el }) {
   const root = element("div", "bl-grid", el), canvas = element("canvas", "bl-canvas", root);
   const caption = element("div", "bl-caption", root), live = element("div", "bl-live", root);
@@ -206,8 +210,7 @@ function render({ model, el }) {
   }
 
   canvas.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.key === "Tab" || get("mode") === "view") return;
-    event.stopPropagation();                             /* letters are commands to JupyterLab, and "d d" deletes the cell */
+    if ((passes(event) && event.key !== "Escape") || get("mode") === "view") return;
     keyboard = true;
     const row = Math.floor(cursor / get("columns")) * get("columns");
     if (event.key in ARROWS) move(event);
@@ -219,12 +222,21 @@ function render({ model, el }) {
     else return;
     event.preventDefault(); draw();
   });
-  for (const name of ["keyup", "keypress"]) canvas.addEventListener(name, (event) => event.stopPropagation());
   canvas.addEventListener("focus", () => { keyboard = !byHand; draw(); });
   canvas.addEventListener("blur", () => {
     keyboard = false; painting = null; draw();
     setTimeout(() => { if (canvas.isConnected) point(-1); });         /* a grid that leaves the page has nobody to tell */
   });
+
+  /* Letters are commands to JupyterLab, and "d d" deletes the cell. It leaves alone an element with this attribute, and it may look before anything
+     in the page can stop the key (Notebook 7 does). So the attribute comes and goes with the key, for buttons and sliders around the grid as well. */
+  function shield(event) {
+    const zone = root.closest(".bl-widget") ?? root;
+    if (!zone.contains(event.target)) return;
+    if (passes(event)) event.target.removeAttribute("data-lm-suppress-shortcuts");
+    else event.target.setAttribute("data-lm-suppress-shortcuts", "true");
+  }
+  window.addEventListener("keydown", shield, true);
 
   /* ---- what Python says ---- */
   model.on("change:mask", () => { if (painting === null) { mask = get("mask").slice(); draw(); } });
@@ -234,7 +246,7 @@ function render({ model, el }) {
   for (const name of ["mode", "name", "caption", "rows", "columns", "width", "height"])
     model.on(`change:${name}`, () => { cursor = Math.min(cursor, count() - 1); mask = get("mask").slice(); dress(); });
   dress(); picture();
-  return () => { asked = -1; bitmap?.close(); bitmap = null; };
+  return () => { asked = -1; window.removeEventListener("keydown", shield, true); bitmap?.close(); bitmap = null; };
 }
 
 export default { render };

@@ -75,6 +75,22 @@ def test_keyboard_alone(notebook):
     assert not canvas.evaluate('canvas => canvas === document.activeElement')
 
 
+def test_keys_for_buttons_are_not_for_the_notebook(notebook):
+    book = notebook([*MAKE, 'after = 1']).run()
+    painted(book)
+    cells = lambda: book.page.evaluate("() => document.querySelectorAll('.jp-Notebook .jp-Cell').length")
+    active = lambda: book.page.evaluate("() => [...document.querySelectorAll('.jp-Notebook .jp-Cell')].findIndex(cell => cell.classList.contains('jp-mod-active'))")
+    book.panel.get_by_role('button', name='show all').focus()
+    before = cells(), active()
+    for key in ('d', 'd', 'a', 'x'): book.page.keyboard.press(key)
+    book.page.keyboard.press('Enter')
+    book.until(HIDDEN, [])
+    book.panel.locator('.noUi-handle').focus()
+    book.page.keyboard.press('ArrowRight')
+    book.until('round(painter.ratio.value, 2)', 0.45)
+    assert (cells(), active()) == before
+
+
 def test_samples_are_drawn_anew(notebook):
     book = notebook(MAKE).run()
     painted(book)
