@@ -23,7 +23,7 @@ def test_answers_are_those_of_the_model(weights, picture):
         assert torch.allclose(answer.probabilities, expected, atol=1e-6)
     assert answer.probabilities.shape == (32, weights.tokenizer.codebook_size)
     assert torch.equal(answer.truth, weights.tokenizer.encode(picture[None])[0])
-    assert torch.equal(answer.tokens[~mask], answer.truth[~mask]) and answer.right == int((answer.tokens == answer.truth)[mask].sum())
+    assert torch.equal(answer.tokens[mask], answer.probabilities.argmax(-1)) and torch.equal(answer.tokens[~mask], answer.truth[~mask]) and answer.right == int((answer.tokens == answer.truth)[mask].sum())
     predicted, decoded = answer_pictures(weights, answer)
     assert torch.allclose(decoded, weights.tokenizer.decode(answer.truth[None])[0], atol=1e-5) and predicted.shape == picture.shape
 
