@@ -5,7 +5,8 @@
     python data_samples/make_cifar10.py --gather                          # only collect what is there
 
 Needs BEIT_LAB_DATA. An interrupted study continues where it stopped, and figures of several machines add up: each replaces only its own rows. Minutes are those of pretraining, turned into steps at the rate
-measured on two cores of a server processor; the tokenizer (one minute) is the same for all minutes of a seed. Only figures are kept.
+measured on two cores of a server processor (280 a minute), so that the steps are the same on every machine, and a GPU gives the same figures sooner; the tokenizer
+(one minute) is the same for all minutes of a seed. Only figures are kept.
 """
 import argparse, math, os, sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from beit_lab.main_job import Job
 
 HERE = Path(__file__).parent
 WORK = Path(os.environ.get('BEIT_LAB_WORK', HERE.parent/'runs/made'))/'cifar10_minutes'
-STEPS = {5: 1_600, 20: 6_400, 60: 19_200}                        # 320 steps of 128 pictures a minute
+STEPS = {5: 1_400, 20: 5_600, 60: 16_800}                        # 280 steps of 128 pictures a minute
 LABELS = {100: 200, 1_000: 400, 10_000: 1_000}                   # labels of fine-tuning -> its steps of 64 pictures
 FINETUNE = dict(lr=1e-3, layer_decay=0.8)
 SCRATCH = dict(lr=1e-3)

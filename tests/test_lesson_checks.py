@@ -16,17 +16,18 @@ def cells_of(lesson): return [''.join(cell['source']) for cell in json.loads((LE
 
 
 CELLS, CELLS_2 = cells_of('01_image_as_a_foreign_language'), cells_of('02_reading_images_and_text_together')
+CELLS_5, CELLS_6 = cells_of('05_which_choices_matter'), cells_of('06_what_minutes_buy')
 
 
 def check(name, **known):
     "A check function of a lesson, as its cell defines it."
-    source, = [cell for cell in CELLS + CELLS_2 if f'def {name}(' in cell]
+    source, = [cell for cell in CELLS + CELLS_2 + CELLS_5 + CELLS_6 if f'def {name}(' in cell]
     space = dict(math=math, torch=torch, **known)
     exec(source[:source.index('\nprint(')], space)
     return space[name]
 
 
-@pytest.mark.parametrize('cells', [CELLS, CELLS_2], ids=['first', 'second'])
+@pytest.mark.parametrize('cells', [CELLS, CELLS_2, CELLS_5, CELLS_6], ids=['first', 'second', 'fifth', 'sixth'])
 def test_exercises_have_a_blank_a_check_and_a_folded_solution(cells):
     assert sum(cell.rstrip().endswith('= ...') for cell in cells) == 3 and sum('<details><summary>Solution' in cell for cell in cells) == 3
     assert sum('prediction = ...' in cell for cell in cells[3:]) + sum('**' in cell and '?**' in cell for cell in cells) >= 3
@@ -58,3 +59,17 @@ def test_ask_for(answer, word): assert word in check('check_ask')(answer)
 
 @pytest.mark.parametrize('answer, word', [(..., 'No answer yet'), (1., 'in nats'), (math.e, 'Right.'), (3.5, 'is not it')])
 def test_factor(answer, word): assert word in check('check_factor', figures=dict(patches_ahead=dict(attributes_hidden=dict(gap=1.))))(answer)
+
+
+@pytest.mark.parametrize('name, right, wrong', [('check_by_chance', 2, 0.05), ('check_steps', 429, 840), ('check_error', 0.679, 0.0068), ('check_epochs', 43.008, 336)])
+def test_numbers(name, right, wrong):
+    assert 'No answer yet' in check(name)(...) and check(name)(right).startswith('Right') and 'is not it' in check(name)(wrong)
+
+
+def test_clear_and_gained():
+    study = dict(arms=dict(base=0, other=0))
+    clear = check('check_clear', sets=dict(emoji=0), study=study, gain=lambda data, arm, what: (None, 2., 1. if what == 'probe' else 3.))
+    assert 'No answer yet' in clear(...) and clear(1).startswith('Right') and 'is not it' in clear(2)
+    rows = {(arm, seed): dict(finetune=[dict(labels=100, score=score)]) for arm, score in (('minutes_5', 0.3), ('scratch', 0.2)) for seed in (0, 1)}
+    gained = check('check_gained', rows=rows, seeds=[0, 1])
+    assert 'No answer yet' in gained(...) and gained(10.) == 'Right.' and 'is not it' in gained(0.1)
