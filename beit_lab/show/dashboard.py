@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Dashboard', 'Watch', 'dashboard']
 
-# %% ../../nbs/08_show/09_dashboard.ipynb #8990e169
+# %% ../../nbs/08_show/09_dashboard.ipynb #887e222a
 import base64, contextvars, html, tempfile, threading, time
 from contextlib import contextmanager
 from io import BytesIO
@@ -21,10 +21,10 @@ from IPython.display import display
 from PIL import Image
 
 from ..core import INK, VISION, ConfigError, DiskError, LabError, atomic_path
-from .charts import CHART_HEIGHT, CHART_WIDTH, Still, draw_panels, montage, view_of, word_places
+from .charts import CHART_HEIGHT, CHART_WIDTH, LoneFigure, draw_panels, montage, view_of, word_places
 from ..training import STATE, read_about, train
 
-# %% ../../nbs/08_show/09_dashboard.ipynb #c98f287f
+# %% ../../nbs/08_show/09_dashboard.ipynb #6164e170
 class Dashboard:
     "A training that can be watched, stopped and continued, in a notebook or as a file."
     def __init__(self,
@@ -44,6 +44,7 @@ class Dashboard:
         self.panels = self.view.panels()
         self.state, self.error, self.blocking = 'ready', None, False
         self.asked, self.lock, self.thread, self.ui = threading.Event(), threading.RLock(), None, None
+        self.canvas = LoneFigure(figsize=(CHART_WIDTH, CHART_HEIGHT), dpi=150, facecolor='none')
         self.looked = self.drawn = (-1e9, 0.)          # when it was done last, and how long it took
         self._recall()
         self._look()
@@ -253,13 +254,13 @@ def _times(self:Dashboard)->str:
     if self.step < self.first + 5: return clock(spent)
     return f'{clock(spent)}, about {clock(spent/(self.step - self.first)*(self.steps - self.step))} left'
 
-# %% ../../nbs/08_show/09_dashboard.ipynb #aef124c8
+# %% ../../nbs/08_show/09_dashboard.ipynb #92116507
 @patch
-def snapshot(self:Dashboard)->Still:
+def snapshot(self:Dashboard)->LoneFigure:
     "Charts and samples as they are now, as a figure."
     sheet = montage(self.rows) if self.rows else np.zeros((0, 1, 4), np.uint8)
     height = CHART_HEIGHT + (sheet.shape[0]/100 + 0.4 if self.rows else 0)
-    figure = Still(figsize=(CHART_WIDTH + 0.1, height), dpi=120, facecolor='white')
+    figure = LoneFigure(figsize=(CHART_WIDTH + 0.1, height), dpi=120, facecolor='white')
     with self.lock: draw_panels(figure, self.panels, self._seen(), self._log(), self.steps)
     if not self.rows: return figure
     ax = figure.add_axes((0.05/(CHART_WIDTH + 0.1), 0.4/height, sheet.shape[1]/100/(CHART_WIDTH + 0.1), sheet.shape[0]/100/height))
@@ -277,9 +278,10 @@ def _places(self:Dashboard)->list:
 @patch
 def _charts(self:Dashboard)->bytes:
     "The charts as a PNG without a background."
-    figure = Still(figsize=(CHART_WIDTH, CHART_HEIGHT), dpi=150, facecolor='none')
-    with self.lock: draw_panels(figure, self.panels, self._seen(), self._log(), self.steps)
-    return figure.png()
+    with self.lock:
+        self.canvas.clear() # one figure for all redraws: the parts of many would wait for the garbage collector
+        draw_panels(self.canvas, self.panels, self._seen(), self._log(), self.steps)
+        return self.canvas.png()
 
 def _png(array:np.ndarray)->bytes:
     written = BytesIO()
@@ -323,7 +325,7 @@ def _page(self:Dashboard)->str:
     return _PAGE.format(again='<meta http-equiv="refresh" content="2">' if self.is_training else '', title=html.escape(repr(self)), style=_STYLE,
                         sentence=f'{_SIGNS[self.state]} Step {self.step:,} of {self.steps:,}. {html.escape(self.sentence())}', charts=coded(self._charts()), samples=samples)
 
-# %% ../../nbs/08_show/09_dashboard.ipynb #e54120dc
+# %% ../../nbs/08_show/09_dashboard.ipynb #efbe9e68
 @patch(as_prop=True)
 def widget(self:Dashboard)->W.VBox:
     "The dashboard as ipywidgets, made when it is first asked for."
@@ -403,9 +405,12 @@ def close(self:Dashboard):
         self.ui = None
     if self.own is not None: self.own.cleanup()
 
-def _close(part):
-    for inner in getattr(part, 'children', ()): _close(inner)
-    part.close()
+def _close(widget):
+    "Close a widget with all that is in it and belongs to it."
+    for part in (*getattr(widget, 'children', ()), widget.layout, getattr(widget, 'style', None)):
+        if isinstance(part, W.DOMWidget): _close(part)
+        elif part is not None: part.close()
+    widget.close()
 
 def dashboard(
     learn:Learner, # from `tokenizer_learner`, `mim_learner`, `mdm_learner` or `watched_learner`
