@@ -6,7 +6,7 @@
 __all__ = ['RECIPES', 'TOTAL_MINUTES', 'SHARES', 'MOST_PATCHES', 'PIECE', 'RUN_FILES', 'OF_PRETRAINING', 'SHIPPED', 'SMALL_SET',
            'Recipe', 'recipe_for', 'planned_steps', 'piece_of', 'Job', 'alone_in']
 
-# %% ../nbs/09_main_job.ipynb #79e5884f
+# %% ../nbs/09_main_job.ipynb #58178d91
 import errno, math, os, shutil, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -19,9 +19,9 @@ from einops import rearrange, reduce
 from fastcore.basics import patch
 
 from .codebook.autoencode import VQVAE, VQVAEConfig, reconstruction_report, tokenizer_learner, train_tokenizer
-from .codebook.cache import cache_tokens
+from .codebook.cache import cache_tokens, read_tokenizer
 from .codebook.lookup_free import CODEBOOKS, make_codebook
-from .core import ConfigError, disk_errors, from_stored, generator, lab_device, read_json, remove_leftovers, save_figure, show_grid, write_json
+from .core import ConfigError, Saved, disk_errors, from_stored, generator, lab_device, read_json, remove_leftovers, save_figure, show_grid, write_json
 from .data.loaders import TwoViews
 from .data.sources import split_source
 from .heads.classify import fixed_splits, grouped_splits, probe_arms
@@ -293,7 +293,7 @@ def _at_most(source, count:int, seed:int):
     "A source, or a random part of it if it is larger."
     return source if len(source) <= count else source.subset(torch.randperm(len(source), generator=generator(seed, 'part'))[:count].sort().values)
 
-# %% ../nbs/09_main_job.ipynb #4afcd2b4
+# %% ../nbs/09_main_job.ipynb #dee685c3
 @patch
 def object_patches(self:Job)->torch.Tensor:
     "For scenes: which patches of the held-out pictures an object touches, (V, h, w); None for other data."
@@ -313,11 +313,11 @@ def trunk_start(self:Job)->MaskedImageModel:
         return MaskedImageModel(config).to(lab_device())
 
 @patch
-def tokens_of(self:Job)->VQVAE:
+def tokens_of(self:Job)->Saved:
     "The tokenizer of this run, or the one it was told to use."
     folder = Path(self.tokenizer_folder or self.out/'tokenizer')
     if not os.path.exists(folder): raise ConfigError(f'there is no tokenizer in {folder}: run `beit-lab tokenizer --data {self.data} --out {self.out}` first, or name one with --tokenizer')
-    return VQVAE.from_pretrained(folder).to(lab_device())
+    return read_tokenizer(folder).to(lab_device())
 
 # %% ../nbs/09_main_job.ipynb #cc965f70
 @patch
@@ -361,7 +361,7 @@ def _spread(count:int, wanted:int)->torch.Tensor:
     "Row numbers spread evenly over `count` rows."
     return torch.linspace(0, count - 1, min(wanted, count)).long()
 
-# %% ../nbs/09_main_job.ipynb #61dc0bda
+# %% ../nbs/09_main_job.ipynb #9176734a
 @patch
 @_alone
 def pretrain(self:Job,
@@ -380,7 +380,6 @@ def pretrain(self:Job,
                                      config=TrainConfig(steps, recipe.batch_size, recipe.lr, warmup_steps=max(10, steps//20), piece=piece_of(steps), seed=self.seed))
     steps = self._steps('pretrain', recipe.pretrain_steps, lambda: seconds_per_step(make(PIECE)), minutes, limit)
     learn = make(steps)
-    if learn.dls.device.type == 'cuda' and torch.cuda.is_bf16_supported(): learn.to_bf16()
     train(learn, self.out/'pretrain_state', dict(data=self.train_source.fingerprint))
     learn.model.save_pretrained(self.out/'model')
     learn.model.trunk.save_pretrained(self.out/'trunk')

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['BEIT_TRAINING', 'NOT_SHOWN', 'STATE', 'TrainConfig', 'warmup_cosine', 'step_loaders', 'InStep', 'StopOnNaN', 'RunLog',
-           'Checkpoints', 'read_about', 'optimiser_tensors', 'load_optimiser', 'decay_groups', 'adamw',
-           'watched_learner', 'train', 'resume', 'seconds_per_step', 'steps_in', 'Progress']
+           'Checkpoints', 'read_about', 'optimiser_tensors', 'load_optimiser', 'decay_groups', 'adamw', 'in_bf16',
+           'has_bf16', 'watched_learner', 'train', 'resume', 'seconds_per_step', 'steps_in', 'Progress']
 
-# %% ../nbs/00_training.ipynb #cf12d6ef
+# %% ../nbs/00_training.ipynb #a24f16e2
 import json, math, sys, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ from fastai.optimizer import OptimWrapper
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from .core import LabError, WeightsError, atomic_path, generator, read_tensors, remove_leftovers
@@ -190,7 +191,26 @@ def adamw(
     "PyTorch's fused AdamW as a fastai optimiser."
     return OptimWrapper(groups, torch.optim.AdamW, lr=lr, betas=config.betas, eps=config.eps, fused=True)
 
-# %% ../nbs/00_training.ipynb #7a05e876
+# %% ../nbs/00_training.ipynb #f89c54e0
+def in_bf16(
+    model:nn.Module,        # its parameters, gradients and buffers stay float32
+    device_type:str='cuda', # of the machine it runs on
+)->nn.Module:               # the same model
+    "Let the forward pass multiply in bfloat16 and hand out float32; losses, statistics and the optimiser see no difference in kind."
+    forward = model.forward
+    wider = lambda x: x.float() if isinstance(x, torch.Tensor) and x.dtype == torch.bfloat16 else x
+    @wraps(forward)
+    def run(*args, **kwargs):
+        with torch.autocast(device_type, torch.bfloat16): answer = forward(*args, **kwargs)
+        return tree_map(wider, answer)
+    model.forward = run
+    return model
+
+def has_bf16(device)->bool:
+    "Is this a GPU whose hardware multiplies in bfloat16?"
+    return torch.device(device).type == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
+
+# %% ../nbs/00_training.ipynb #bc5225e7
 def watched_learner(
     dls:DataLoaders,        # from `step_loaders`
     model:nn.Module,        # what is to learn
@@ -198,9 +218,11 @@ def watched_learner(
     progress=None,          # called as `progress(step, steps, values)`
     cbs:list=(),            # more fastai callbacks
     cls:type=Learner,       # a subclass of Learner
+    bf16:bool=None,         # the forward pass in bfloat16; None: on a GPU that has it
     **kwargs,               # passed to it: `loss_func`, `metrics`, ...
 )->Learner:
     "A fastai Learner with AdamW, clipping and the callbacks that watch over a run."
+    if has_bf16(dls.device) if bf16 is None else bf16: in_bf16(model, dls.device.type)
     learn = cls(dls, model, splitter=decay_groups, opt_func=partial(adamw, config=config), lr=config.lr, wd=[config.weight_decay, 0.],
                 cbs=[InStep(config.seed), StopOnNaN(), GradientClip(config.clip), RunLog(config.steps, progress), *cbs], **kwargs)
     learn.plan = config

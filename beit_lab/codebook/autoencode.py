@@ -356,7 +356,7 @@ def tokenizer_learner(
     learn.recorder.valid_metrics = False # what counts is the report, on pictures that were held out
     return learn
 
-# %% ../../nbs/02_codebook/03_autoencode.ipynb #e41d425f
+# %% ../../nbs/02_codebook/03_autoencode.ipynb #269cdb19
 def train_tokenizer(
     images:torch.Tensor,      # (N, C, H, W) uint8
     config:VQVAEConfig,       # the tokenizer to train
@@ -368,7 +368,6 @@ def train_tokenizer(
 )->VQVAE:                     # trained, in evaluation mode
     "Learn a visual language from pictures."
     learn = tokenizer_learner(images, config, steps, seed, progress=progress, **kwargs)
-    if learn.dls.device.type == 'cuda' and torch.cuda.is_bf16_supported(): learn.to_bf16()
     return train(learn, checkpoint, dict(tokenizer=asdict(config))).model.finished()
 
 # %% ../../nbs/02_codebook/03_autoencode.ipynb #cca37049

@@ -133,7 +133,7 @@ def mim_learner(
     learn.tokenizer = tokenizer
     return learn
 
-# %% ../../nbs/05_pretrain/02_learner.ipynb #453cfbdc
+# %% ../../nbs/05_pretrain/02_learner.ipynb #76521316
 def check_fit(
     model:MaskedImageModel, # what is to learn
     tokenizer,              # where its targets come from
@@ -152,10 +152,10 @@ def tokenize(
     tokenizer,           # a `VisualTokenizer`
     images:torch.Tensor, # (N, 3, S, S) uint8
     batch_size:int=256,  # pictures at a time
-)->torch.Tensor:         # (N, h, w)
+)->torch.Tensor:         # (N, h, w), on the CPU
     "The tokens of many pictures."
     device = next(tokenizer.parameters()).device
-    return torch.cat([tokenizer.encode(chunk.to(device).float()/255) for chunk in images.split(batch_size)])
+    return torch.cat([tokenizer.encode(chunk.to(device).float()/255).cpu() for chunk in images.split(batch_size)])
 
 # %% ../../nbs/05_pretrain/02_learner.ipynb #f5f9f27f
 @torch.inference_mode()

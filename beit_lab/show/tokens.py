@@ -52,7 +52,7 @@ def _readable(colour:torch.Tensor)->str:
     "Ink on light tiles, white on dark ones (luma of ITU-R BT.601)."
     return INK if float(colour@torch.tensor([0.299, 0.587, 0.114])) > 0.5 else 'white'
 
-# %% ../../nbs/08_show/01_tokens.ipynb #e741e0d0
+# %% ../../nbs/08_show/01_tokens.ipynb #07f17f1c
 @torch.inference_mode()
 def show_reconstruction(
     tokenizer,            # a `VisualTokenizer` that can decode
@@ -60,11 +60,11 @@ def show_reconstruction(
     colours:torch.Tensor, # (K, 3) from `code_colours`
 ):                        # a figure
     "Three rows: the pictures, their tokens as tiles, and what the tokens decode to."
-    tokens = tokenizer.encode(images)
+    tokens = tokenizer.encode(images.to(tokenizer.codebook.device))
     drawn = [token_picture(t, colours, tokenizer.patch_size) for t in tokens]
     return show_grid([list(images), drawn, list(tokenizer.decode(tokens))], names=['picture', 'tokens', 'decoded'], cell=1.1)
 
-# %% ../../nbs/08_show/01_tokens.ipynb #73465b40
+# %% ../../nbs/08_show/01_tokens.ipynb #b9f30351
 @torch.inference_mode()
 def show_codebook(
     tokenizer,           # a `VisualTokenizer` that can decode
@@ -72,7 +72,7 @@ def show_codebook(
     columns:int=32,      # tiles a row
 ):                       # a figure
     "Every code as its mean decoded patch, in the order of use, beside how often each is used."
-    tiles, tokens = tokenizer.code_tiles(images).cpu(), tokenizer.encode(images).cpu()
+    tiles, tokens = tokenizer.code_tiles(images).cpu(), tokenizer.encode(images.to(tokenizer.codebook.device)).cpu()
     counts = torch.bincount(tokens.flatten(), minlength=tokenizer.codebook_size)
     order = counts.argsort(descending=True)
     blank = torch.ones(-len(tiles) % columns, *tiles.shape[1:])
