@@ -31,6 +31,11 @@ from .codebook.lookup_free import *
 from .codebook.autoencode import *
 from .codebook.health import *
 from .codebook.cache import *
+from .codebook.meaning import *
+from .codebook.dvae import *
+from .codebook.teachers import *
+from .codebook.distill import *
+from .codebook.released import *
 from .pretrain.objectives import *
 from .pretrain.learner import *
 from .pretrain.aggregate import *
@@ -40,6 +45,7 @@ from .pretrain.looking import *
 from .pretrain.evidence import *
 from .pretrain.reader import *
 from .pretrain.rivals import *
+from .pretrain.joint import *
 from .heads.probes import *
 from .heads.classify import *
 from .heads.finetune import *

@@ -131,7 +131,7 @@ class CodebookStats(Callback):
 
     def after_fit(self): self.hook.remove()
 
-# %% ../../nbs/02_codebook/05_health.ipynb #6e1f39b0
+# %% ../../nbs/02_codebook/05_health.ipynb #16888532
 def plot_health(
     runs:dict,          # name -> rows of `CodebookStats`
     codebook_size:int,  # K, drawn as the limit
@@ -141,14 +141,21 @@ def plot_health(
         figure, axes = plt.subplots(1, 2, figsize=(7.6, 2.5), sharex=True, sharey=True)
         for ax, word, value in zip(axes, ('codes used in an interval', 'perplexity'), (lambda r: r['usage']*codebook_size, lambda r: r['perplexity'])):
             ax.axhline(codebook_size, color=GUESS, linestyle='--', linewidth=1)
-            for (name, rows), colour in zip(runs.items(), (INK, *CLASS_COLOURS[5:])):
+            heights = _apart([value(rows[-1]) for rows in runs.values()], codebook_size*0.075)
+            for (name, rows), colour, height in zip(runs.items(), (INK, *CLASS_COLOURS[5:]), heights):
                 steps, values = [row['step'] for row in rows], [value(row) for row in rows]
                 ax.plot(steps, values, color=colour)
-                ax.annotate(name, (steps[-1], values[-1]), xytext=(4, 0), textcoords='offset points', va='center', color=colour, fontsize=8)
+                ax.annotate(name, (steps[-1], height), xytext=(4, 0), textcoords='offset points', va='center', color=colour, fontsize=8)
             ax.set(xlabel='step', title=word, ylim=(0, codebook_size*1.06))
             ax.margins(x=0.12)
         axes[1].text(axes[1].get_xlim()[1], codebook_size*0.99, f'all {codebook_size} ', va='top', ha='right', color=GUESS, fontsize=8)
     return figure
+
+def _apart(heights:list, gap:float)->list:
+    "The heights of labels, moved up where two would overlap."
+    out, last = list(heights), -gap
+    for i in sorted(range(len(heights)), key=heights.__getitem__): out[i] = last = max(heights[i], last + gap)
+    return out
 
 # %% ../../nbs/02_codebook/05_health.ipynb #9d6f6c89
 def plot_frequencies(

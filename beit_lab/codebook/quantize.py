@@ -18,22 +18,24 @@ from torch import nn
 
 from ..core import ConfigError, generator
 
-# %% ../../nbs/02_codebook/01_quantize.ipynb #5b5e366e
+# %% ../../nbs/02_codebook/01_quantize.ipynb #3c509d1e
 @torch.no_grad()
 def nearest_codes(
     z:torch.Tensor,         # (N, D) vectors
     vectors:torch.Tensor,   # (K, D) the codebook; of length 1 if the metric is cosine
     metric:str='euclidean', # or `'cosine'`: the largest scalar product
-    chunk:int=4096,         # vectors looked up at once; memory is chunk*K numbers
+    chunk:int=None,         # vectors looked up at once, memory is chunk*K numbers; default: 2 million numbers, on a GPU 64 million
 )->torch.Tensor:            # (N,) long
     "The index of the code nearest to each vector, in fp32, without a table of all distances."
     z, vectors = z.float(), vectors.float()
     if metric == 'euclidean':
         centre = vectors.mean(0)
         z, vectors = z - centre, vectors - centre
-    offset = vectors.square().sum(1)/2 if metric == 'euclidean' else 0
+    chunk = min(len(z), chunk or max(1, 2**(21 if z.device.type == 'cpu' else 26)//len(vectors)))
+    offset, scores = -vectors.square().sum(1)/2, z.new_empty(chunk, len(vectors))    # one table for all chunks: many small ones would scatter the memory
     with torch.autocast(z.device.type, enabled=False):
-        return torch.cat([(part @ vectors.T - offset).argmax(1) for part in z.split(chunk)])
+        best = lambda part: torch.addmm(offset, part, vectors.T, beta=int(metric == 'euclidean'), out=scores[:len(part)]).argmax(1)
+        return torch.cat([best(part) for part in z.split(chunk)])
 
 # %% ../../nbs/02_codebook/01_quantize.ipynb #f0bb9d1c
 def _processes()->int: return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -255,7 +257,7 @@ def revive_dead(self:EMACodebook,
     self.counts.copy_(counts)
     self.revivals += revived.sum()
 
-# %% ../../nbs/02_codebook/01_quantize.ipynb #820436c7
+# %% ../../nbs/02_codebook/01_quantize.ipynb #4b192327
 class GumbelCodebook(Codebook):
     "Codes that are drawn by their scores; the gradient flows through all of them."
     def __init__(self,
@@ -278,7 +280,7 @@ class GumbelCodebook(Codebook):
     def scores(self, flat): return flat @ self.weight.T + self.bias # (N, D) -> (N, K)
 
     @torch.no_grad()
-    def lookup(self, flat): return torch.cat([self.scores(part.float()).argmax(1) for part in flat.split(4096)])
+    def lookup(self, flat): return torch.cat([self.scores(part.float()).argmax(1) for part in flat.split(max(1, 2**22//self.codebook_size))])
 
     def quantize(self, z):
         flat = rearrange(z, '... d -> (...) d')
