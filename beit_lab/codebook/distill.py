@@ -206,7 +206,7 @@ def _piece(steps:int)->int:
     "Steps between two checkpoints."
     return next((p for p in (50, 40, 30, 20, 10) if steps % p == 0 and steps >= 3*p), steps)
 
-# %% ../../nbs/02_codebook/04_distill.ipynb #3254c373
+# %% ../../nbs/02_codebook/04_distill.ipynb #e36a1fcf
 def train_vqkd(
     images:torch.Tensor,      # (N, C, H, W) uint8
     teacher:Teacher,          # what it sees is to be said
@@ -219,7 +219,6 @@ def train_vqkd(
 )->VQKD:                      # trained, in evaluation mode; it cannot draw yet, see `train_painter`
     "Learn a visual language from what a teacher sees."
     learn = distill_learner(images, teacher, config, steps, seed, progress=progress, **kwargs)
-    if learn.dls.device.type == 'cuda' and torch.cuda.is_bf16_supported(): learn.to_bf16()
     return train(learn, checkpoint, dict(vqkd=asdict(learn.model.config), pictures=len(images))).model.finished()
 
 # %% ../../nbs/02_codebook/04_distill.ipynb #a77dfbba
