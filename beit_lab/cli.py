@@ -22,7 +22,8 @@ def demo(
 def tokenizer(
     data:str='emoji',       # what to learn from
     out:str='runs/demo',    # gets tokenizer/, pictures and its part of metrics.json
-    kind:str=None,          # of tokenizer: vq (running means), gumbel (drawn codes), fsq (rounded numbers) or lfq (signs) (default: vq)
+    kind:str=None,          # of tokenizer: vq (running means), gumbel (drawn codes), fsq (rounded numbers), lfq (signs), dvae (DALL-E's) or vqkd (taught, BEiT v2's) (default: vq)
+    teacher:str=None,       # for vqkd: emoji, scenes, timm:NAME=FILE, clip:FOLDER, or a file or folder with a trunk (default: the shipped trunk of emoji, for scenes that of scenes)
     seed:int=0,             # of everything that is drawn
     minutes:float=None,     # time for this stage
     codebook_size:int=None, # number of codes (default: 512)
@@ -32,7 +33,8 @@ def tokenizer(
 ):
     "Learn a codebook: pictures become grids of discrete tokens."
     if kind is not None and kind not in KINDS: raise ConfigError(f"--kind '{kind}' is unknown: choose {', '.join(KINDS)}")
-    KINDS[kind or 'vq'](kind, data, out, seed, minutes, force, codebook_size=codebook_size, image_size=image_size, patch_size=patch_size)
+    if teacher and kind != 'vqkd': raise ConfigError('--teacher is for --kind vqkd: leave it out, or choose that kind')
+    KINDS[kind or 'vq'](kind, data, out, seed, minutes, force, codebook_size=codebook_size, image_size=image_size, patch_size=patch_size, **_given(teacher=teacher))
 
 
 def _codebook_job(kind, data, out, seed, minutes, force, **choices):
@@ -41,7 +43,56 @@ def _codebook_job(kind, data, out, seed, minutes, force, **choices):
     Job(data, out, seed, force and 'tokenizer', kind=kind, **choices).tokenizer(minutes)
 
 
-KINDS = {kind: _codebook_job for kind in ('vq', 'gumbel', 'fsq', 'lfq')} # what --kind may be: function(kind, data, out, seed, minutes, force, **choices); other tokenizers join here
+def _whole_job(kind, data, out, seed, minutes, force, teacher=None, **choices):
+    "The same stage with a tokenizer of another make: DALL-E's dVAE, or VQ-KD and its painter."
+    from .main_job import Job, _alone
+    job = Job(data, out, seed, force and 'tokenizer', **choices)
+    _alone(_learn_whole)(job, kind, minutes, teacher or ('scenes' if data.partition(':')[0] == 'scenes' else 'emoji'))
+
+
+def _learn_whole(job, kind, minutes, teacher):
+    "Train it, draw it, write down what it does to held-out pictures."
+    from .codebook.autoencode import reconstruction_report
+    from .main_job import PIECE
+    from .training import Progress, seconds_per_step
+    if job.done('tokenizer'): return print(f'tokenizer: done before, see {job.out}/tokenizer')
+    job.open()
+    learner, trained = dict(dvae=_dvae_stage, vqkd=_vqkd_stage)[kind](job, teacher)
+    steps = job._steps('tokenizer', job.recipe.tokenizer_steps, lambda: seconds_per_step(learner(PIECE)), minutes)
+    model = trained(steps, Progress('tokenizer'))
+    model.save_pretrained(job.out/'tokenizer')
+    job._draw_tokenizer(model)
+    job._finish('tokenizer', dict(tokenizer=dict(kind=kind, **reconstruction_report(model, job.held_out))), steps=steps)
+
+
+def _dvae_stage(job, teacher):
+    "A learner of so many steps, and how the whole is trained."
+    from dataclasses import replace
+
+    from .codebook.dvae import DVAES, dvae_learner, train_dvae
+    shapes = {DVAES[name].patch_size: DVAES[name] for name in ('tiny', 'small')}
+    if job.recipe.patch_size not in shapes: raise ConfigError(f'a dVAE has patches of {" or ".join(map(str, shapes))} pixels, not {job.recipe.patch_size}: change --patch-size')
+    config, state = replace(shapes[job.recipe.patch_size], codebook_size=job.recipe.codebook_size), job.out/'tokenizer_state'
+    return (lambda steps: dvae_learner(job.pictures, config, steps, job.seed)), lambda steps, progress: train_dvae(job.pictures, config, steps, job.seed, progress, state)
+
+
+def _vqkd_stage(job, teacher):
+    "The same for VQ-KD; afterwards a painter learns to draw its words, for half as many steps."
+    from dataclasses import replace
+
+    from .codebook.distill import distill_learner, train_painter, train_vqkd, vqkd_config
+    from .codebook.teachers import open_teacher
+    from .training import Progress
+    recipe, sight = job.recipe, open_teacher(teacher)
+    encoder = replace(vqkd_config('tiny').encoder, image_size=recipe.image_size, patch_size=recipe.patch_size)
+    config = vqkd_config('tiny', encoder=encoder, codebook_size=recipe.codebook_size)
+    def trained(steps, progress):
+        words = train_vqkd(job.pictures, sight, config, steps, job.seed, progress, job.out/'tokenizer_state')
+        return train_painter(words, job.pictures, max(10, steps//20*10), seed=job.seed, progress=Progress('painter'))
+    return (lambda steps: distill_learner(job.pictures, sight, config, steps, job.seed)), trained
+
+
+KINDS = {kind: _codebook_job for kind in ('vq', 'gumbel', 'fsq', 'lfq')} | dict(dvae=_whole_job, vqkd=_whole_job) # what --kind may be: function(kind, data, out, seed, minutes, force, **choices); other tokenizers join here
 
 
 def pretrain(
@@ -101,11 +152,15 @@ def weights_inspect(
     kind:str=None,          # 'trunk' to look at the trunk alone (default: what the file is for)
     image_size:int=None,    # pixels a side it is to be used at (default: what it was made for)
     num_heads:int=None,     # attention heads, where the file does not tell
+    decoder:str=None,       # of DALL-E's dVAE: the file of its decoder
     download:bool=False,    # may the hub be asked?
 ):
     "What is in a file of released weights: whose names, which model, and what would become of every tensor."
+    from .codebook.released import inspect_tokenizer, is_tokenizer
     from .heads.released import inspect_weights
-    report = inspect_weights(file, kind, download, **_given(image_size=image_size, num_heads=num_heads))
+    options = _given(image_size=image_size, num_heads=num_heads)
+    if is_tokenizer(file) and kind is None: report = inspect_tokenizer(file, decoder, download, **options)
+    else: report = inspect_weights(file, kind, download, **options)
     print(report)
     bad = len(report.names('missing', 'misfit', 'unknown'))
     if bad: sys.exit(f'beit-lab: {file} cannot be used as it is: {bad} tensors are missing, misfit or unknown, see above')
@@ -118,11 +173,15 @@ def weights_import(
     image_size:int=None,    # pixels a side (default: what it was made for)
     num_heads:int=None,     # attention heads, where the file does not tell
     pixels:str=None,        # how pixels were normalised: half (to -1 .. 1) or imagenet (default: what a folder tells, else half)
+    decoder:str=None,       # of DALL-E's dVAE: the file of its decoder, without which it cannot draw
     download:bool=False,    # may the hub be asked?
 ):
     "Released weights as a folder of beit_lab."
+    from .codebook.released import import_tokenizer, is_tokenizer
     from .heads.released import import_weights, pixel_statistics
-    model, report = import_weights(file, kind, download, **_given(image_size=image_size, num_heads=num_heads), **pixel_statistics(pixels))
+    options = _given(image_size=image_size, num_heads=num_heads)
+    if is_tokenizer(file) and kind is None: model, report = import_tokenizer(file, decoder, download, **options)
+    else: model, report = import_weights(file, kind, download, **options, **pixel_statistics(pixels))
     model.save_pretrained(out)
     counts = dict(taken=report.matched, resized=report.resized, new=report.missing) | {'left out': report.unexpected}
     print(report.title, 'tensors: ' + ', '.join(f'{len(names)} {fate}' for fate, names in counts.items()), f'{type(model).__name__} in {out}', sep='\n')

@@ -210,3 +210,13 @@ def test_damaged_dvae(dvae, name, value, word):
 def test_kinds(dvae, vqkd):
     assert tokenizer_kind(dvae_halves(dvae)[0]) == 'dvae' and tokenizer_kind(theirs(vqkd, VQKD_RULES)) == 'vqkd' and tokenizer_kind(['blocks.0.norm1.weight']) is None
     assert is_tokenizer(theirs(vqkd, VQKD_RULES)) and not is_tokenizer({'cls_token': torch.zeros(1)}) and not is_tokenizer('nowhere')
+
+
+def test_command_line_opens_tokenizers(dvae, pictures, tmp_path, capsys):
+    from beit_lab.cli import weights_import, weights_inspect
+    encoder, decoder = (str(tmp_path/f'{part}.pth') for part in ('encoder', 'decoder'))
+    for path, half in zip((encoder, decoder), dvae_halves(dvae)): torch.save(half, path)
+    weights_inspect(encoder, decoder=decoder)
+    assert 'dVAE, the tokenizer of DALL-E and BEiT, with its decoder' in capsys.readouterr().out
+    weights_import(encoder, str(tmp_path/'out'), decoder=decoder)
+    assert torch.equal(DVAE.from_pretrained(tmp_path/'out').encode(pictures), dvae.encode(pictures))
