@@ -15,19 +15,19 @@ LESSONS = Path(__file__).resolve().parents[1]/'nbs/lessons'
 def cells_of(lesson): return [''.join(cell['source']) for cell in json.loads((LESSONS/f'{lesson}.ipynb').read_text(encoding='utf-8'))['cells']]
 
 
-CELLS, CELLS_2 = cells_of('01_image_as_a_foreign_language'), cells_of('02_reading_images_and_text_together')
+CELLS, CELLS_2, CELLS_3 = (cells_of(name) for name in ('01_image_as_a_foreign_language', '02_reading_images_and_text_together', '03_touch_the_model'))
 CELLS_5, CELLS_6 = cells_of('05_which_choices_matter'), cells_of('06_what_minutes_buy')
 
 
 def check(name, **known):
     "A check function of a lesson, as its cell defines it."
-    source, = [cell for cell in CELLS + CELLS_2 + CELLS_5 + CELLS_6 if f'def {name}(' in cell]
+    source, = [cell for cell in CELLS + CELLS_2 + CELLS_3 + CELLS_5 + CELLS_6 if f'def {name}(' in cell]
     space = dict(math=math, torch=torch, **known)
     exec(source[:source.index('\nprint(')], space)
     return space[name]
 
 
-@pytest.mark.parametrize('cells', [CELLS, CELLS_2, CELLS_5, CELLS_6], ids=['first', 'second', 'fifth', 'sixth'])
+@pytest.mark.parametrize('cells', [CELLS, CELLS_2, CELLS_3, CELLS_5, CELLS_6], ids=['first', 'second', 'third', 'fifth', 'sixth'])
 def test_exercises_have_a_blank_a_check_and_a_folded_solution(cells):
     assert sum(cell.rstrip().endswith('= ...') for cell in cells) == 3 and sum('<details><summary>Solution' in cell for cell in cells) == 3
     assert sum('prediction = ...' in cell for cell in cells[3:]) + sum('**' in cell and '?**' in cell for cell in cells) >= 3
@@ -73,3 +73,28 @@ def test_clear_and_gained():
     rows = {(arm, seed): dict(finetune=[dict(labels=100, score=score)]) for arm, score in (('minutes_5', 0.3), ('scratch', 0.2)) for seed in (0, 1)}
     gained = check('check_gained', rows=rows, seeds=[0, 1])
     assert 'No answer yet' in gained(...) and gained(10.) == 'Right.' and 'is not it' in gained(0.1)
+
+
+# The third lesson
+
+CORNERS = torch.zeros(8, 8, dtype=torch.bool)
+CORNERS[[0, 0, 7, 7, 0, 0, 7, 7, 1, 1, 6, 6], [0, 1, 0, 1, 7, 6, 7, 6, 0, 7, 0, 7]] = True
+
+
+@pytest.mark.parametrize('answer, word', [(..., 'No answer yet'), (torch.ones(4, 4), '8 rows'), (torch.eye(8), 'at least 12'), (torch.ones(8, 8), 'less than three quarters'), (CORNERS, 'Right: 12 of 12'), (CORNERS.tolist(), 'Right')])
+def test_flattering(answer, word):
+    from beit_lab.show import masks
+    from beit_lab.show.patch_grid import any_picture, load_weights, sample_picture
+    assert word in check('check_flattering', load_weights=load_weights, answer_mask=masks.answer_mask, any_picture=any_picture, sample_picture=sample_picture)(answer)
+    if answer is CORNERS: assert any('flattering_mask[[0, 0, 7, 7, 0, 0, 7, 7, 1, 1, 6, 6], [0, 1, 0, 1, 7, 6, 7, 6, 0, 7, 0, 7]] = True' in cell for cell in CELLS_3)
+
+
+@pytest.mark.parametrize('answer, word', [(..., 'No answer yet'), (0.25, 'now in per cent'), (50, 'now divide'), (25, 'Right.'), (25.2, 'Right.'), (30, 'is not it')])
+def test_share(answer, word):
+    from types import SimpleNamespace
+    explorer = SimpleNamespace(held=dict(index=SimpleNamespace(counts=torch.tensor([50, 49, 49, 26, 26]))))
+    assert word in check('check_share', explorer=explorer)(answer)
+
+
+@pytest.mark.parametrize('answer, word', [(..., 'No answer yet'), (137, 'begin anew'), (50, 'Not the whole piece'), (37, 'Right,'), (100, 'is not it')])
+def test_computed_twice(answer, word): assert word in check('check_twice')(answer)

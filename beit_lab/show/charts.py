@@ -6,7 +6,7 @@
 __all__ = ['CHART_WIDTH', 'CHART_HEIGHT', 'Panel', 'RunView', 'TokenizerView', 'PicturesView', 'MixtureView', 'view_of',
            'LoneFigure', 'draw_panels', 'montage', 'word_places']
 
-# %% ../../nbs/08_show/09_charts.ipynb #b5cafd9e
+# %% ../../nbs/08_show/09_charts.ipynb #387781d1
 import io
 from collections import deque
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from fastai.learner import Learner
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from ..codebook.autoencode import Autoencoder
 from ..core import GUESS, INK, LANGUAGE, VISION, as_floats, enlarge, hide
@@ -147,15 +148,18 @@ def view_of(
     if hasattr(learn, 'tokenizer'): kinds[MaskedImageModel] = PicturesView # a model that predicts pixels has none
     return next((view for kind, view in kinds.items() if isinstance(learn.model, kind)), RunView)(learn, images, guessing)
 
-# %% ../../nbs/08_show/09_charts.ipynb #ba9738a1
+# %% ../../nbs/08_show/09_charts.ipynb #868b2929
 class LoneFigure(Figure):
     "A figure without pyplot that a notebook shows all the same."
-    def png(self, level:int=1)->bytes: # 1 is fast, 9 small
+    def png(self)->bytes: # quick to make
         written = io.BytesIO()
-        FigureCanvasAgg(self).print_png(written, pil_kwargs=dict(compress_level=level))
+        FigureCanvasAgg(self).print_png(written, pil_kwargs=dict(compress_level=1))
         return written.getvalue()
 
-    def _repr_png_(self)->bytes: return self.png(9)
+    def _repr_png_(self)->bytes: # small to keep, in 256 colours
+        written = io.BytesIO()
+        Image.open(io.BytesIO(self.png())).convert('RGB').quantize(256, dither=Image.Dither.NONE).save(written, 'PNG', optimize=True)
+        return written.getvalue()
 
 CHART_WIDTH, CHART_HEIGHT = 8., 2.2 # inches of the charts (our choice)
 
@@ -185,11 +189,13 @@ def _draw_panel(ax, panel:Panel, live:tuple, judged:tuple, steps:int):
     ax.plot(*judged, color=panel.colour, linewidth=1.8, marker='o', markersize=3)
     if panel.level is not None:
         ax.axhline(panel.level, color=GUESS, linestyle='--', linewidth=1)
-        ax.annotate(panel.level_name, (1, panel.level), (0, 2), ('axes fraction', 'data'), 'offset points', ha='right', va='bottom', fontsize=7, color='#757575')
+        side = dict(xytext=(0, 2), va='bottom') if panel.floor is not None else dict(xytext=(0, -3), va='top')     # where curves seldom are
+        ax.annotate(panel.level_name, (1, panel.level), xycoords=('axes fraction', 'data'), textcoords='offset points', ha='right', fontsize=7, color='#757575', **side)
     newest, colour, what = (judged[1][-1], panel.colour, 'held out ') if judged[1] else ((live[1] or [None])[-1], INK, '')
     heading = dict(xy=(0, 1), xycoords='axes fraction', textcoords='offset points', fontsize=8.5)
     ax.annotate(panel.title, xytext=(0, 17), color=INK, **heading)
     if newest is not None: ax.annotate(f'{what}{newest:.3g}', xytext=(0, 5), color=colour, fontweight='bold', **heading)
+    ax.margins(y=0.12)
     ax.set(xlim=(0, steps*1.02))
     ax.annotate('step', (1, 0), (0, -15), 'axes fraction', 'offset points', ha='right', va='top', fontsize=7, color='#757575')
     if panel.floor is not None: ax.set_ylim(panel.floor, 1.15*max([panel.level or 0, *live[1], *judged[1]], default=1) or 1)

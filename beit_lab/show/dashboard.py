@@ -57,7 +57,7 @@ def _checked(file:str|Path)->Path|None:
     if file is None or Path(file).suffix.lower() in ('.png', '.html'): return file and Path(file)
     raise ConfigError(f'a dashboard is written as .png or .html, not as {Path(file).name}')
 
-# %% ../../nbs/08_show/09_dashboard.ipynb #007d9c33
+# %% ../../nbs/08_show/09_dashboard.ipynb #a1553cf4
 def _take(board:Dashboard, learn:Learner, checkpoint):
     "The Learner is this dashboard's from now on; one that is half way must say where its run keeps its state."
     if not hasattr(learn, 'plan'): raise ConfigError('a dashboard needs a Learner with a plan: build it with tokenizer_learner, mim_learner, mdm_learner or watched_learner')
@@ -92,7 +92,7 @@ def _rewind(self:Dashboard):
     with self.lock:
         log = self._log()
         self.step = log[-1]['step'] if log else 0
-        self.live = {name: [(step, value) for step, value in seen if step <= self.step] for name, seen in self._seen().items()}
+        self.live = {name: [(step, value) for step, value in seen if 0 < step <= self.step] for name, seen in self._seen().items()}
         if not self.live.get('loss'): self.live['loss'] = [(row['step'], row['train_loss']) for row in log]
         self.began, self.first = time.monotonic(), self.step
 
