@@ -30,7 +30,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	@$(PY) .ci/house.py check
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg nbdev-test --n-workers 2 --do-print
-	OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest $(ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -n 2 $(ARGS)
 
 test-ui: $(STAMP)
 	@sh .ci/setup_ui.sh

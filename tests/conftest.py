@@ -19,4 +19,4 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(autouse=True, scope='session')
 def two_threads():
     import torch
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if 'PYTEST_XDIST_WORKER' in os.environ else 2)   # two workers share the two cores
