@@ -14,6 +14,15 @@ from beit_lab.trunk.multiway import Trunk
 from beit_lab.trunk.sizes import trunk_config
 
 
+@pytest.fixture(autouse=True, scope='module')
+def one_thread():
+    "Models as small as these wait for a second thread longer than it helps."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope='module')
 def images():
     "Sixty pictures of coloured rectangles."
@@ -34,7 +43,7 @@ def teacher():
 
 
 @pytest.fixture(scope='module')
-def tokenizer(images, teacher): return train_vqkd(images[:48], teacher, vqkd_config('nano'), steps=60, batch_size=16)
+def tokenizer(images, teacher): return train_vqkd(images[:48], teacher, vqkd_config('nano'), steps=40, batch_size=8)
 
 
 # ---- teachers

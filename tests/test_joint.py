@@ -19,6 +19,15 @@ def config(**choices):
 PLAN = TrainConfig(20, 8, 2e-3, warmup_steps=2, piece=10)
 
 
+@pytest.fixture(autouse=True, scope='module')
+def one_thread():
+    "Models as small as these wait for a second thread longer than it helps."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope='module')
 def images(): return (torch.rand(48, 3, 4, 4, generator=generator('joint'))*255).byte().repeat_interleave(8, 2).repeat_interleave(8, 3)
 
