@@ -1,6 +1,8 @@
 "The kit itself: a slider of ipywidgets is pulled, a foreign request is refused, a failing cell is heard of."
 import pytest
 
+from labkit import until
+
 SLIDER = ['import ipywidgets as W\nslider = W.IntSlider(value=3, max=10, description="so many")\nword = W.Label("3")\n'
           'slider.observe(lambda change: setattr(word, "value", str(change["new"])), "value")\nW.VBox([slider, word])']
 
@@ -11,7 +13,7 @@ def test_slider(notebook):
     handle.focus()
     book.page.keyboard.press('ArrowRight')
     book.until('slider.value', 4)
-    assert book.panel.locator('.widget-label').last.inner_text() == '4'
+    until(lambda: book.panel.locator('.widget-label').last.inner_text(), '4') # the answer has a way to go
     book.shot('kit', of=book.panel.locator('.jp-OutputArea').first)
     row = book.latency('kit: slider', lambda i: book.page.keyboard.press('ArrowRight' if i % 2 else 'ArrowLeft'),
                        "panel.querySelectorAll('.widget-label')[1].textContent", times=4)
