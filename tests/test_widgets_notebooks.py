@@ -36,3 +36,10 @@ def test_stills_hold_no_times():
             for cell in book.cells:
                 for output in cell.get('outputs', []):
                     if told in (text := output.get('data', {}).get('text/plain', '')): assert not re.search(r'\d+:\d\d|\d s\b', text), text
+
+
+def test_no_class_is_styled_by_two_sheets():
+    "All widgets of a page share their styles: a class of two sheets would look one way alone and another way in company."
+    sheets = sorted((NBS.parent/'beit_lab/show').glob('*.css'))
+    styled = [name for sheet in sheets for name in set(re.findall(r'(?m)^[.](bl-[a-z-]+)', sheet.read_text(encoding='utf-8')))]
+    assert len(sheets) >= 2 and len(styled) == len(set(styled)), sorted(name for name in styled if styled.count(name) > 1)

@@ -20,9 +20,9 @@ function render({ model, el }) {
 
   function build(i) {                                    /* a tile is made once and changed afterwards, so that it keeps the focus */
     const tile = document.createElement("div");
-    tile.className = "bl-tile";
+    tile.className = "bl-pick";
     tile.setAttribute("role", "option");
-    const parts = { picture: document.createElement("img"), text: part("bl-tile-text", tile), note: part("bl-tile-note", tile) };
+    const parts = { picture: document.createElement("img"), text: part("bl-pick-text", tile), note: part("bl-pick-note", tile) };
     parts.picture.alt = "";
     parts.picture.draggable = false;
     tile.prepend(parts.picture);

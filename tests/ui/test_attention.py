@@ -31,20 +31,20 @@ def test_patch_word_head_and_block_by_click(book):
     book.until('w.query', ('vision', (3, 5)))
     until(lambda: first.locator('canvas').nth(1).get_attribute('data-locked'), '29')
     assert first.locator('canvas').nth(1).screenshot() != before
-    tiles.locator('.bl-tile', has_text='turquoise').click()
+    tiles.locator('.bl-pick', has_text='turquoise').click()
     book.until('w.query', ('language', 3))
     first.get_by_text("word 3, 'turquoise': picture").wait_for()
     until(lambda: canvas.get_attribute('data-locked'), '-1')
-    heads.locator('.bl-tile', has_text='head 2').click()
+    heads.locator('.bl-pick', has_text='head 2').click()
     book.until('w.head', 2)
     first.locator('select').select_option('block 2')
     book.until('w.layer.value', 2)
     assert book.python('w.problem is None')
     told = book.python("[t['note'] for t in w.words.tiles]")
-    until(lambda: tiles.locator('.bl-tile-note').all_inner_texts(), told)
+    until(lambda: tiles.locator('.bl-pick-note').all_inner_texts(), told)
     first.locator('select').select_option('rollout through all blocks')
     book.until('len(w.heads.tiles)', 1)
-    until(lambda: heads.locator('.bl-tile').count(), 1)
+    until(lambda: heads.locator('.bl-pick').count(), 1)
     book.shot('attention_rollout', of=first)
 
 
@@ -54,11 +54,11 @@ def test_keyboard_alone(book):
     canvas.focus()
     for key in ('ArrowDown', 'ArrowRight', 'ArrowRight', ' '): book.page.keyboard.press(key)
     book.until('w.query', ('vision', (1, 2)))
-    tiles.locator('.bl-tile').first.focus()
+    tiles.locator('.bl-pick').first.focus()
     for key in ('ArrowRight', 'ArrowRight', 'd', 'd', 'Enter'): book.page.keyboard.press(key)             # "d d" would delete the cell
     book.until('w.query', ('language', 1))
     assert book.panel.locator('.jp-CodeCell').count() == 3
-    until(lambda: tiles.locator('.bl-tile[aria-selected=true]').get_attribute('aria-label')[:3], 'a, ')
+    until(lambda: tiles.locator('.bl-pick[aria-selected=true]').get_attribute('aria-label')[:3], 'a, ')
     book.shot('attention_keyboard', of=first)
     canvas.focus()
     book.page.keyboard.press(' ')
@@ -94,7 +94,7 @@ def test_nothing_jumps(book):
     places = lambda: [part.bounding_box() for part in (first.locator('canvas').nth(1), first.locator('.bl-shares'), first.locator('.bl-experts'))]
     before = places()
     for row in (0, 4): click_patch(book, first.locator('canvas').first, row, 3); book.until('w.query', ('vision', (row, 3)))
-    first.locator('.bl-tiles').nth(1).locator('.bl-tile', has_text='gradient').click()
+    first.locator('.bl-tiles').nth(1).locator('.bl-pick', has_text='gradient').click()
     book.until('w.query[0]', 'language')
     assert places() == before
 

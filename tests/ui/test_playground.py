@@ -68,7 +68,7 @@ def test_patches_are_shown_and_hidden_by_hand(book):
 
 def test_another_colour_word_changes_sentence_and_patches(book):
     first = widget(book)
-    predicted, tiles = first.locator('canvas').nth(2), first.locator('.bl-tile')
+    predicted, tiles = first.locator('canvas').nth(2), first.locator('.bl-pick')
     before = predicted.screenshot()
     tiles.filter(has_text='blue').click()
     book.until('w.sentence.value', 'a large blue moon in the middle, in front of a ___ gradient')
