@@ -133,6 +133,19 @@ def until(ask, want=True, seconds=30):
     return got
 
 
+def layout(widget, parts):
+    "Where parts of a widget lie inside it, (x, y, width, height) in whole pixels, once two looks agree: the page may scroll, the widget may not move within itself."
+    def look():
+        corner = widget.bounding_box()
+        boxes = [part.bounding_box() for part in parts]
+        return [(round(b['x'] - corner['x']), round(b['y'] - corner['y']), round(b['width']), round(b['height'])) for b in boxes]
+    seen, end = None, time.monotonic() + 10
+    while (now := look()) != seen and time.monotonic() < end:
+        seen = now
+        time.sleep(0.25)
+    return now
+
+
 # ------------------------------------------------------------------------------------------------------------ notebook
 
 OPEN = """async path => {

@@ -1,7 +1,7 @@
 "The attention explorer under a mouse and a keyboard: the page and Python must agree on who looks, and where."
 import pytest
 
-from labkit import until
+from labkit import layout, until
 
 CELLS = ["import warnings; warnings.simplefilter('ignore')\nfrom beit_lab.show.attention import *\n"
          "said = 'a large turquoise heart at the top left and a medium ___ circle on the right, in front of an azure gradient'",
@@ -91,7 +91,7 @@ def test_two_do_not_disturb_each_other_and_one_closes(book):
 def test_nothing_jumps(book):
     "Another query changes no place on the page."
     first = widget(book)
-    places = lambda: [part.bounding_box() for part in (first.locator('canvas').nth(1), first.locator('.bl-shares'), first.locator('.bl-experts'))]
+    places = lambda: layout(first, (first.locator('canvas').nth(1), first.locator('.bl-shares'), first.locator('.bl-experts')))
     before = places()
     for row in (0, 4): click_patch(book, first.locator('canvas').first, row, 3); book.until('w.query', ('vision', (row, 3)))
     first.locator('.bl-tiles').nth(1).locator('.bl-pick', has_text='gradient').click()

@@ -1,7 +1,7 @@
 "The playground under a mouse and a keyboard: what is typed and painted reaches the model, and its answer reaches the page."
 import pytest
 
-from labkit import until
+from labkit import layout, until
 
 CELLS = ["import warnings; warnings.simplefilter('ignore')\nfrom beit_lab.show.playground import *", 'w = playground()\nw', "v = playground(weights='emoji_pairs')\nv"]
 
@@ -95,7 +95,7 @@ def test_two_do_not_disturb_each_other_and_one_closes(book):
 
 def test_nothing_jumps(book):
     first = widget(book)
-    places = lambda: [part.bounding_box() for part in (first.locator('canvas').nth(2), first.get_by_role('button', name='Start again'), first.locator('select'))]
+    places = lambda: layout(first, (first.locator('canvas').nth(2), first.get_by_role('button', name='Start again'), first.locator('select')))
     before = places()
     first.get_by_role('button', name='Show all').click()
     book.until('w.played.painted.hidden', 0)
@@ -103,7 +103,6 @@ def test_nothing_jumps(book):
     field.fill('a large red moon in the middle')
     field.press('Enter')
     book.until('w.played.choices', ())
-    book.page.wait_for_timeout(200)
     assert places() == before
 
 
