@@ -20,3 +20,13 @@ def pytest_collection_modifyitems(config, items):
 def two_threads():
     import torch
     torch.set_num_threads(1 if 'PYTEST_XDIST_WORKER' in os.environ else 2)   # two workers share the two cores
+
+
+@pytest.fixture(scope='module')
+def one_thread():
+    "For models so small that they wait for a second thread longer than it helps."
+    import torch
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -14,13 +14,7 @@ from beit_lab.trunk.multiway import Trunk
 from beit_lab.trunk.sizes import trunk_config
 
 
-@pytest.fixture(autouse=True, scope='module')
-def one_thread():
-    "Models as small as these wait for a second thread longer than it helps."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 @pytest.fixture(scope='module')

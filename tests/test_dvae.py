@@ -10,13 +10,7 @@ from beit_lab.codebook.dvae import (DVAE, DVAES, DVAESchedule, SoftDVAE, dvae_co
 from beit_lab.core import ConfigError, DataError, WeightsError, count_parameters, generator
 
 
-@pytest.fixture(autouse=True, scope='module')
-def one_thread():
-    "Models as small as these wait for a second thread longer than it helps."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 @pytest.fixture(scope='module')

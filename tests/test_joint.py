@@ -19,13 +19,7 @@ def config(**choices):
 PLAN = TrainConfig(20, 8, 2e-3, warmup_steps=2, piece=10)
 
 
-@pytest.fixture(autouse=True, scope='module')
-def one_thread():
-    "Models as small as these wait for a second thread longer than it helps."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 @pytest.fixture(scope='module')

@@ -20,13 +20,7 @@ def dvae_halves(model, style='dalle'):
     return [theirs(model, dvae_rules(part, c.groups, c.blocks, style if part == 'encoder' else 'dalle')) for part in ('encoder', 'decoder')]
 
 
-@pytest.fixture(autouse=True, scope='module')
-def one_thread():
-    "Models as small as these wait for a second thread longer than it helps."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 @pytest.fixture(scope='module')
