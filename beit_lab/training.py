@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BEIT_TRAINING', 'NOT_SHOWN', 'STATE', 'TrainConfig', 'warmup_cosine', 'step_loaders', 'InStep', 'StopOnNaN', 'RunLog',
            'Checkpoints', 'read_about', 'optimiser_tensors', 'load_optimiser', 'decay_groups', 'adamw', 'in_bf16',
-           'has_bf16', 'watched_learner', 'train', 'resume', 'seconds_per_step', 'steps_in', 'Progress']
+           'has_bf16', 'piece_within', 'watched_learner', 'train', 'resume', 'seconds_per_step', 'steps_in', 'Progress']
 
 # %% ../nbs/00_training.ipynb #a24f16e2
 import json, math, sys, time
@@ -209,6 +209,13 @@ def in_bf16(
 def has_bf16(device)->bool:
     "Is this a GPU whose hardware multiplies in bfloat16?"
     return torch.device(device).type == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
+
+# %% ../nbs/00_training.ipynb #6cd8b13f
+def piece_within(
+    steps:int, # of a run
+)->int:        # a number that divides them
+    "Steps between two checkpoints: at most 50, and at least three pieces; a run that does not divide so is one piece."
+    return next((p for p in (50, 40, 30, 20, 10) if steps % p == 0 and steps >= 3*p), steps)
 
 # %% ../nbs/00_training.ipynb #bc5225e7
 def watched_learner(

@@ -7,7 +7,7 @@ __all__ = ['TOKENIZERS', 'check_images', 'reconstruction_report', 'VQVAEConfig',
            'Decoder', 'VQVAE', 'Autoencoder', 'StepBatches', 'tokenizer_loss', 'TendCodebook', 'TellProgress',
            'tokenizer_learner', 'train_tokenizer']
 
-# %% ../../nbs/02_codebook/03_autoencode.ipynb #4dac1f76
+# %% ../../nbs/02_codebook/03_autoencode.ipynb #209269ce
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from torch import nn
 from .lookup_free import CODEBOOKS, make_codebook
 from ..core import ConfigError, DataError, Saved, as_floats, generator, lab_device
 from ..data.pictures import image_batch, one_picture
-from ..training import TrainConfig, step_loaders, train, watched_learner
+from ..training import TrainConfig, piece_within, step_loaders, train, watched_learner
 
 # %% ../../nbs/02_codebook/03_autoencode.ipynb #d11bc98c
 def check_images(
@@ -329,7 +329,7 @@ class TellProgress(Callback):
         if self.training and (step % self.every == 0 or step == steps):
             self.progress(step, steps, dict(loss=self.loss.item(), codes_used=len(self.pred[1].codes.unique())))
 
-# %% ../../nbs/02_codebook/03_autoencode.ipynb #9f71fb2c
+# %% ../../nbs/02_codebook/03_autoencode.ipynb #01355a49
 def tokenizer_learner(
     images:torch.Tensor,    # (N, C, H, W) uint8
     config:VQVAEConfig,     # the tokenizer to train
@@ -348,7 +348,7 @@ def tokenizer_learner(
         model = Autoencoder(replace(config, seed=seed))
     few = images[torch.randperm(len(images), generator=generator(seed, 'start'))[:start_images]]
     per_step = math.prod(model.grid(images.shape[-2:]))*batch_size
-    piece = next((p for p in (50, 40, 30, 20, 10) if steps % p == 0 and steps >= 3*p), steps) # between two checkpoints; a stage planned in minutes has whole tens
+    piece = piece_within(steps)
     plan = TrainConfig(steps, batch_size, lr, lr/100, max(1, steps//20), weight_decay=0., betas=(0.9, 0.99), piece=piece, seed=seed)
     loaders = step_loaders(StepBatches(images, steps, batch_size, seed), [], piece, lab_device())
     cbs = [TendCodebook(few, per_step), *([TellProgress(progress)] if progress else []), *cbs]

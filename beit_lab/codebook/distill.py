@@ -7,7 +7,7 @@ __all__ = ['VQKDS', 'VQKDConfig', 'vqkd_config', 'VQKD', 'distill_loss', 'Distil
            'distill_learner', 'train_vqkd', 'distill_report', 'Painter', 'PaintedBatches', 'paint_loss',
            'train_painter']
 
-# %% ../../nbs/02_codebook/04_distill.ipynb #38e0f5db
+# %% ../../nbs/02_codebook/04_distill.ipynb #e43a7312
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from .cache import cache_tokens
 from .quantize import EMACodebook, nearest_codes
 from .teachers import Teacher
 from ..core import ConfigError, Saved, as_floats, generator, lab_device
-from ..training import TrainConfig, step_loaders, train, watched_learner
+from ..training import TrainConfig, piece_within, step_loaders, train, watched_learner
 from ..trunk.multiway import Trunk, TrunkConfig
 from ..trunk.sizes import trunk_config
 
@@ -176,7 +176,7 @@ class FollowCodes(Callback):
     "Tells the codebook how much of the run is done: nothing is revived near its end. (It starts on its own, from the first batch, as in BEiT v2.)"
     def before_batch(self): self.learn.model.quantizer.tend(self.learn.pct_train)
 
-# %% ../../nbs/02_codebook/04_distill.ipynb #1569f5a8
+# %% ../../nbs/02_codebook/04_distill.ipynb #2cbbaeb4
 def distill_learner(
     images:torch.Tensor,    # (N, C, H, W) uint8
     teacher:Teacher,        # what it sees is to be said
@@ -194,17 +194,13 @@ def distill_learner(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Distiller(config)
-    device, piece = lab_device(), _piece(steps)
+    device, piece = lab_device(), piece_within(steps)
     plan = TrainConfig(steps, batch_size, lr, lr/20, max(1, steps//10), weight_decay=1e-4, betas=(0.9, 0.99), piece=piece, seed=seed)
     batches = TaughtBatches(images, teacher.to(device), model.grid(images.shape[-2:]), steps, batch_size, seed)
     cbs = [FollowCodes(), *([TellProgress(progress)] if progress else []), *cbs]
     learn = watched_learner(step_loaders(batches, [], piece, device), model, plan, cbs=cbs, loss_func=distill_loss)
     learn.recorder.valid_metrics = False # what counts is the report, on pictures that were held out
     return learn
-
-def _piece(steps:int)->int:
-    "Steps between two checkpoints."
-    return next((p for p in (50, 40, 30, 20, 10) if steps % p == 0 and steps >= 3*p), steps)
 
 # %% ../../nbs/02_codebook/04_distill.ipynb #e36a1fcf
 def train_vqkd(
@@ -279,7 +275,7 @@ def paint_loss(
     "Mean squared error on the scale [-1, 1]."
     return F.mse_loss(painted.float(), as_floats(images)*2 - 1)
 
-# %% ../../nbs/02_codebook/04_distill.ipynb #c074d7c2
+# %% ../../nbs/02_codebook/04_distill.ipynb #2e3778f5
 def train_painter(
     tokenizer:VQKD,           # trained, or released; it is not changed
     images:torch.Tensor,      # (N, C, H, W) uint8
@@ -292,7 +288,7 @@ def train_painter(
     checkpoint:str|Path=None, # a folder for the state, to continue an interrupted run
 )->VQKD:                      # a copy with the same words, which can draw them
     "Train a decoder from the words of a finished VQ-KD to pixels."
-    config, device, piece = replace(tokenizer.config, painter_width=width), tokenizer.codebook.device, _piece(steps)
+    config, device, piece = replace(tokenizer.config, painter_width=width), tokenizer.codebook.device, piece_within(steps)
     check_images(images, config.patch_size, config.channels)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -7,7 +7,7 @@ __all__ = ['EDGE', 'DVAES', 'gumbel_mixture', 'squeeze_pixels', 'stretch_pixels'
            'BottleneckBlock', 'DVAEEncoder', 'DVAEDecoder', 'DVAE', 'DVAESchedule', 'lab_schedule', 'SoftDVAE',
            'dvae_loss', 'Anneal', 'dvae_learner', 'train_dvae']
 
-# %% ../../nbs/02_codebook/03_dvae.ipynb #01eecdd9
+# %% ../../nbs/02_codebook/03_dvae.ipynb #6e1258e7
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from torch import nn
 from .autoencode import StepBatches, TellProgress, VQVAE, check_images
 from .quantize import Quantized, kmeans
 from ..core import ConfigError, Saved, as_floats, generator, lab_device
-from ..training import TrainConfig, step_loaders, train, watched_learner
+from ..training import TrainConfig, piece_within, step_loaders, train, watched_learner
 
 # %% ../../nbs/02_codebook/03_dvae.ipynb #ea3e4c52
 def gumbel_mixture(
@@ -257,7 +257,7 @@ def start_words(self:DVAE,
     main = F.pad(main/main.std(), (0, self.config.code_dim - main.shape[1]))
     self.decoder.first.weight.copy_(rearrange(main, 'k d -> d k 1 1'))
 
-# %% ../../nbs/02_codebook/03_dvae.ipynb #c24adf1f
+# %% ../../nbs/02_codebook/03_dvae.ipynb #71e8dec9
 class Anneal(Callback):
     "Sets temperature and pull, as functions of the step alone, so that a resumed run goes on as it would have."
     def __init__(self, schedule:DVAESchedule): self.schedule = schedule
@@ -286,7 +286,7 @@ def dvae_learner(
         torch.manual_seed(seed)
         model = SoftDVAE(config)
     if start_images: model.start_words(images[torch.randperm(len(images), generator=generator(seed, 'start'))[:start_images]], seed=seed)
-    piece = next((p for p in (50, 40, 30, 20, 10) if steps % p == 0 and steps >= 3*p), steps)                 # steps between two checkpoints
+    piece = piece_within(steps)
     plan = TrainConfig(steps, batch_size, lr, lr/80, max(1, steps//20), weight_decay=1e-4, betas=(0.9, 0.999), piece=piece, seed=seed)
     loaders = step_loaders(StepBatches(images, steps, batch_size, seed), [], piece, lab_device())
     cbs = [Anneal(schedule or lab_schedule(steps)), *([TellProgress(progress)] if progress else []), *cbs]

@@ -6,7 +6,7 @@
 __all__ = ['CodeIndex', 'index_codes', 'paint_codes', 'nearest_to_code', 'code_atlas', 'uses_atlas', 'usage_chart', 'swap_token',
            'changed_patches', 'show_explore_codes', 'CodeExplorer', 'explore_codes']
 
-# %% ../../nbs/08_show/04_codes.ipynb #bc9f81ba
+# %% ../../nbs/08_show/04_codes.ipynb #0eb9e95e
 import html
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ from ..core import GUESS, INK, ConfigError, DataError, lab_style, pixels
 from ..data.pictures import PictureSource, image_batch
 from ..data.sources import open_source
 from .masks import code_image
-from .patch_grid import MARKED, PICKED, LabWidget, PatchGrid, any_picture, draw_patches, figure_picture, load_weights, lock_of, safe_widget, sample_picture
+from .patch_grid import MARKED, PICKED, _row, LabWidget, PatchGrid, any_picture, draw_patches, figure_picture, load_weights, lock_of, safe_widget, sample_picture
 from .tokens import token_picture
 
 # %% ../../nbs/08_show/04_codes.ipynb #59c09bcb
@@ -289,7 +289,7 @@ class CodeExplorer(LabWidget):
         h = self.held
         return figure_picture(_figure(h['tokenizer'], h['picture'], h['history'][-1], h['index'], h['tiles'], self.code))
 
-# %% ../../nbs/08_show/04_codes.ipynb #56d57f0d
+# %% ../../nbs/08_show/04_codes.ipynb #6480751c
 @patch
 def _build(self:CodeExplorer, picture:torch.Tensor, grid:tuple, tiles:torch.Tensor, side:int):
     "Make the widgets."
@@ -307,12 +307,6 @@ def _build(self:CodeExplorer, picture:torch.Tensor, grid:tuple, tiles:torch.Tens
     self.pictures, self.swapping = _row([self.picture, self.words, self.decoded]), _row([self.swap, self.everywhere, self.undo, self.advice])
     self.gallery_box = _row([W.VBox([_row([self.before, self.after, self.order, self.find]), self.gallery]), self.about])
     self.uses_box = _row([W.VBox([self.uses_words, self.uses]), self.chart])
-
-def _row(children)->ipywidgets.HBox:
-    "Widgets beside each other, and below where there is no room."
-    row = ipywidgets.HBox(children)
-    row.add_class('bl-row')
-    return row
 
 @patch
 def _listen(self:CodeExplorer):

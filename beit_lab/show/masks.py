@@ -6,7 +6,7 @@
 __all__ = ['MaskAnswer', 'answer_mask', 'answer_pictures', 'CodeGuess', 'top_codes', 'choose_mask', 'show_paint_mask',
            'MaskPainter', 'guess_table', 'code_image', 'paint_mask']
 
-# %% ../../nbs/08_show/03_masks.ipynb #7121d666
+# %% ../../nbs/08_show/03_masks.ipynb #be96dc53
 import html
 from base64 import b64encode
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from PIL import Image
 from ..core import ConfigError, generator, hide, show_grid
 from ..masking import MASKS, draw_masks, mask_count
 from ..pretrain.masked_data import MaskedDataModel
-from .patch_grid import (LabWidget, LoadedWeights, PatchGrid, any_picture, draw_patches, figure_picture, heat_scale, load_weights, picture_bytes, safe_widget, sample_picture)
+from .patch_grid import (_row, LabWidget, LoadedWeights, PatchGrid, any_picture, draw_patches, figure_picture, heat_scale, load_weights, picture_bytes, safe_widget, sample_picture)
 
 # %% ../../nbs/08_show/03_masks.ipynb #e28f3cea
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class MaskPainter(LabWidget):
         "Its pictures as one."
         return figure_picture(_figure(self.held['weights'], self.held['picture'], self.held['answer']))
 
-# %% ../../nbs/08_show/03_masks.ipynb #3ffff19d
+# %% ../../nbs/08_show/03_masks.ipynb #ce88d169
 @patch
 def _build(self:MaskPainter, picture:torch.Tensor, grid:tuple, kind:str, mask_ratio:float, seed:int, side:int):
     "Make the widgets."
@@ -197,12 +197,6 @@ def _build(self:MaskPainter, picture:torch.Tensor, grid:tuple, kind:str, mask_ra
     self.controls = _row([self.kind, self.ratio, self.seed, self.again, self.clear])
     self.pictures = _row([self.truth, self.paint, self.predicted, self.decoded])
     self.below = W.VBox([self.count, _row([self.sure, self.words]), scale])
-
-def _row(children)->ipywidgets.HBox:
-    "Widgets beside each other, and below where there is no room."
-    row = ipywidgets.HBox(children)
-    row.add_class('bl-row')
-    return row
 
 @patch
 def _listen(self:MaskPainter):

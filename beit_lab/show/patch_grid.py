@@ -380,7 +380,7 @@ def _free(widget):
         if part is not None: part.close()
     widget.close()
 
-# %% ../../nbs/08_show/02_patch_grid.ipynb #1b6c0eb6
+# %% ../../nbs/08_show/02_patch_grid.ipynb #5b05bf37
 class Notice(LabWidget):
     "A sentence where a widget could not be made."
     def __init__(self,
@@ -400,6 +400,12 @@ class Notice(LabWidget):
         lines = [self.sentence[i:i + 110] for i in range(0, len(self.sentence), 110)]
         pen.text((12, 6), '\n'.join(lines[:2]), INK, ImageFont.load_default(13))
         return image
+
+def _row(children)->ipywidgets.HBox:
+    "Widgets beside each other, and below where there is no room."
+    row = ipywidgets.HBox(children)
+    row.add_class('bl-row')
+    return row
 
 def safe_widget(
     make,    # a function without arguments that makes a widget
