@@ -1,4 +1,4 @@
-"""Speed and memory beside the peers: `make bench`, or `python benchmarks/bench.py [--quick] [--out runs/bench.json]`.
+"""Speed and memory beside the peers: `make bench`, or `python benchmarks/bench.py [--quick] [--only multiway ...] [--out runs/bench.json]`.
 
 Ours and the peer's take turns in one process with the same shapes, inputs and targets; figures are medians and ratios, ours over the peer's.
 Memory is the growth of the resident peak over three steps in a fresh process of its own. Single figures are milliseconds on this machine.
@@ -209,18 +209,28 @@ def table(rows):
               f"{number(r.get('ours_ms'), '.1f', ' ms'):>11} {number(r.get('peer_ms'), '.1f', ' ms'):>11}   {r['peer'] or ''}", flush=True)
 
 
+def codebooks():
+    "Lookup and update at 8,192 codes beside vector-quantize-pytorch."
+    from bench_codebook import codebooks_beside_peer
+    yield from codebooks_beside_peer()
+
+
+PARTS = dict(pictures=lambda quick: steps_beside_transformers(['nano', 'tiny'] if quick else SIZES), multiway=lambda quick: multiway_beside_torchscale(),
+             codebooks=lambda quick: codebooks(), masks=lambda quick: masks(), scenes=lambda quick: scenes(), imports=lambda quick: imports())
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--quick', action='store_true', help='the two smallest sizes only')
+    parser.add_argument('--quick', action='store_true', help='of the steps on pictures the two smallest sizes only')
+    parser.add_argument('--only', nargs='+', choices=PARTS, default=list(PARTS), help='some of the parts')
     parser.add_argument('--out', default='runs/bench.json')
     parser.add_argument('--memory', nargs=2, metavar=('WHAT', 'SIZE'), help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(min(2, os.cpu_count()))
     if args.memory: return measure_memory(*args.memory)
-    parts = [steps_beside_transformers(['nano', 'tiny'] if args.quick else SIZES), multiway_beside_torchscale(), masks(), scenes(), imports()]
     rows = []
-    for part in parts:
-        for row in part:
+    for part in args.only:
+        for row in PARTS[part](args.quick):
             rows.append(row)
             print(f"measured: {row['name']}", flush=True)
     table(rows)

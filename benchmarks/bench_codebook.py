@@ -63,6 +63,17 @@ def largest_kept(metric):
     return max(sizes)
 
 
+def codebooks_beside_peer(rounds=7):
+    "Lookup and update beside vector-quantize-pytorch, both metrics, without and with revival."
+    for metric in ('cosine', 'euclidean'):
+        names = [f'{who} {metric}' for who in ('ours', 'revival', 'peer')]
+        ms, mib = interleaved({name: STEPS[name]() for name in names}, rounds), {name: memory_of(name) for name in names}
+        for name in names[:2]:
+            yield dict(name=f'{VECTORS:,} vectors, {CODES:,} codes of {DIM}, {metric}' + (', with revival' if name.startswith('revival') else ''), peer='vector-quantize-pytorch',
+                       times_faster=ms[names[2]]/ms[name], time_ratio=ms[name]/ms[names[2]], memory_ratio=mib[name]/mib[names[2]], ours_ms=ms[name], peer_ms=ms[names[2]],
+                       ours_mib=mib[name], peer_mib=mib[names[2]], largest_kept_for_backward=largest_kept(metric), vectors_times_codes=VECTORS*CODES)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', default='runs/bench_codebook.json')
@@ -72,13 +83,9 @@ def main():
     torch.set_num_threads(min(2, os.cpu_count(), int(os.environ.get('OMP_NUM_THREADS', 2))))
     if args.memory: return measure_memory(args.memory)
     rows = []
-    for metric in ('cosine', 'euclidean'):
-        names = [f'{who} {metric}' for who in ('ours', 'revival', 'peer')]
-        ms, mib = interleaved({name: STEPS[name]() for name in names}, args.rounds), {name: memory_of(name) for name in names}
-        for name in names[:2]:
-            rows.append(dict(name=f'{VECTORS:,} vectors, {CODES:,} codes of {DIM}, {metric}' + (', with revival' if name.startswith('revival') else ''), peer='vector-quantize-pytorch', times_faster=ms[names[2]]/ms[name],
-                             memory_ratio=mib[name]/mib[names[2]], ours_ms=ms[name], peer_ms=ms[names[2]], ours_mib=mib[name], peer_mib=mib[names[2]], largest_kept_for_backward=largest_kept(metric), vectors_times_codes=VECTORS*CODES))
-            print('{name}: {times_faster:.1f} times as fast, {memory_ratio:.3f} of the memory ({ours_ms:.0f} beside {peer_ms:.0f} ms, {ours_mib:.0f} beside {peer_mib:.0f} MiB)'.format(**rows[-1]), flush=True)
+    for row in codebooks_beside_peer(args.rounds):
+        rows.append(row)
+        print('{name}: {times_faster:.1f} times as fast, {memory_ratio:.3f} of the memory ({ours_ms:.0f} beside {peer_ms:.0f} ms, {ours_mib:.0f} beside {peer_mib:.0f} MiB)'.format(**row), flush=True)
     write_json(args.out, dict(command=f'python benchmarks/bench_codebook.py --rounds {args.rounds}', threads=torch.get_num_threads(), rounds=args.rounds, rows=rows))
     print(f'written to {args.out}')
 

@@ -13,6 +13,7 @@ from beit_lab.core import read_json, write_json
 from beit_lab.main_job import Job
 from beit_lab.pairs_job import PairJob
 from beit_lab.pretrain.masked_data import MaskedDataModel
+from beit_lab.pretrain.objectives import MaskedImageModel
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -21,6 +22,8 @@ MDM = ['--objective', 'mdm', '--data']
 RUNS = {**{f'{data}_{seed}': ['--data', data, '--seed', str(seed)] for data in ('emoji', 'scenes') for seed in range(3)},
         'cifar10_0': ['--data', '$BEIT_LAB_DATA/cifar10'], 'flickr8k_0': ['--data', '$BEIT_LAB_DATA/flickr8k'],
         'emoji_pairs_0': [*MDM, 'emoji'], 'scenes_pairs_0': [*MDM, 'scenes'], 'flickr8k_pairs_0': [*MDM, '$BEIT_LAB_DATA/flickr8k']}
+LONGER = dict(flickr8k_pairs_longer=dict(pretrain_steps=6000, vocab_size=4096, seed=0))   # runs that ask for more than their command can say
+RUNS |= {name: RUNS['flickr8k_pairs_0'] for name in LONGER}
 
 
 def possible(arguments):
@@ -33,8 +36,9 @@ def run(name, arguments, again=False):
     work = ROOT/'runs/made'/name
     options = dict(zip((a.removeprefix('--') for a in arguments[::2]), map(os.path.expandvars, arguments[1::2])))
     job = PairJob if options.get('objective') == 'mdm' else Job
-    job(options['data'], work, int(options.get('seed', 0)), force=not again).demo(limit=math.inf) # the recipe's steps, however long they take
-    command = ['beit-lab', 'demo', *arguments]
+    more = dict(LONGER.get(name, {}))
+    job(options['data'], work, more.pop('seed', int(options.get('seed', 0))), force=not again, **more).demo(limit=math.inf) # the recipe's steps, however long they take
+    command = ['python', 'data_samples/make_runs.py', name] if name in LONGER else ['beit-lab', 'demo', *arguments]
     kept = HERE/'runs'/name
     kept.mkdir(parents=True, exist_ok=True)
     for file in ('metrics.json', 'curve.csv'): shutil.copy(work/file, kept/file)
@@ -50,10 +54,10 @@ def figures_only(file):
 
 
 def ship(work, place):
-    "Tokenizers as they are, and the model with its trunk inside; of pairs in half precision, so that it stays small."
+    "Tokenizers as they are, and the model with its trunk inside, in half precision so that it stays small; reading makes it float32 again."
     parts = [part for part in ('tokenizer', 'words', 'model') if (work/part).is_dir()]
     for part in parts: shutil.copytree(work/part, place/part, dirs_exist_ok=True)
-    if 'words' in parts: MaskedDataModel.from_pretrained(work/'model').half().save_pretrained(place/'model')
+    (MaskedDataModel if 'words' in parts else MaskedImageModel).from_pretrained(work/'model').half().save_pretrained(place/'model')
 
 
 def main():

@@ -16,7 +16,7 @@ from beit_lab.pretrain.objectives import MaskedImageModel, MIMConfig
 from beit_lab.pretrain.rivals import pixel_learner
 from beit_lab.show import dashboard as module
 from beit_lab.show.charts import PicturesView, RunView, TokenizerView
-from beit_lab.show.dashboard import dashboard
+from beit_lab.show.dashboard import Dashboard, NoDashboard, dashboard
 from beit_lab.training import STATE, TrainConfig, train
 from beit_lab.trunk.sizes import trunk_config
 from test_pretrain_masked_data import model_of, world
@@ -135,7 +135,7 @@ def test_a_learner_has_one_trainer_at_a_time():
     hold = At(3, lambda: [time.sleep(0.01) for _ in range(10_000) if not first.asked.is_set()])
     learn.add_cb(hold)
     first.start()
-    with pytest.raises(ConfigError, match='another dashboard'): dashboard(learn)
+    with pytest.raises(ConfigError, match='another dashboard'): Dashboard(learn)
     with pytest.raises(ConfigError, match='already'): first.fit()
     assert first.start() is first                            # pressed twice: once
     first.stop(); first.wait()
@@ -159,9 +159,17 @@ def test_another_day_goes_on_with_the_curve(tmp_path):
 def test_half_a_run_without_its_folder_is_refused():
     learn = pictures()
     learn.run_log.rows = [dict(step=10)]
-    with pytest.raises(ConfigError, match='in the middle of a run'): dashboard(learn)
-    with pytest.raises(ConfigError, match='a Learner with a plan'): dashboard(object())
-    with pytest.raises(ConfigError, match='not as live.gif'): dashboard(pictures(), file='live.gif')
+    with pytest.raises(ConfigError, match='in the middle of a run'): Dashboard(learn)
+    with pytest.raises(ConfigError, match='a Learner with a plan'): Dashboard(object())
+    with pytest.raises(ConfigError, match='not as live.gif'): Dashboard(pictures(), file='live.gif')
+
+
+def test_a_mistake_is_a_sentence_in_the_page_and_an_error_for_who_goes_on():
+    refused = dashboard(object())
+    assert isinstance(refused, NoDashboard) and 'a Learner with a plan' in refused.message.value and 'a Learner with a plan' in refused.told()
+    assert len(refused._repr_mimebundle_()[0]['image/png']) > 1000
+    for go_on in (refused.start, refused.fit, refused.wait):
+        with pytest.raises(ConfigError, match='a Learner with a plan'): go_on()
 
 
 @pytest.mark.parametrize('name', ['live.png', 'live.html'])

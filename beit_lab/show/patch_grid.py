@@ -380,7 +380,7 @@ def _free(widget):
         if part is not None: part.close()
     widget.close()
 
-# %% ../../nbs/08_show/02_patch_grid.ipynb #5b05bf37
+# %% ../../nbs/08_show/02_patch_grid.ipynb #23f9b4a2
 class Notice(LabWidget):
     "A sentence where a widget could not be made."
     def __init__(self,
@@ -408,12 +408,13 @@ def _row(children)->ipywidgets.HBox:
     return row
 
 def safe_widget(
-    make,    # a function without arguments that makes a widget
+    make,          # a function without arguments that makes a widget
+    notice=Notice, # what says the sentence
 )->LabWidget:
     "The widget, or a sentence in its place."
     try: return make()
     except Exception as problem:
-        notice = Notice(_sentence(problem))
+        notice = notice(_sentence(problem))
         notice.problem = problem
         return notice
 

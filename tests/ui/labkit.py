@@ -33,6 +33,7 @@ SETTINGS = {'apputils-extension/notification': dict(fetchNews='false', checkForU
             'docmanager-extension/plugin': dict(autosave=False)}
 # The debugger asks kernels for their state, and a kernel that ends meanwhile leaves an error in the page's console.
 PAGE = dict(disabledExtensions={'@jupyterlab/debugger-extension': True})
+CALM = '* { transition: none !important; animation: none !important; caret-color: transparent !important; }'
 FOLDERS = dict(JUPYTER_CONFIG_DIR='config', JUPYTER_DATA_DIR='data', JUPYTER_RUNTIME_DIR='runtime', IPYTHONDIR='ipython', MPLCONFIGDIR='mpl',
                JUPYTERLAB_WORKSPACES_DIR='workspaces', JUPYTERLAB_SETTINGS_DIR='settings', HOME='home')
 
@@ -48,10 +49,24 @@ class Lab:
         self.process = subprocess.Popen(self._command(), env=self._environment(), cwd=self.books, stdout=self.log, stderr=subprocess.STDOUT,
                                         start_new_session=True)
 
+    program, application = 'jupyterlab', 'LabApp'
+
     def _command(self):
         options = {'ServerApp.ip': '127.0.0.1', 'ServerApp.port': self.port, 'ServerApp.port_retries': 0, 'IdentityProvider.token': self.token,
-                   'ServerApp.root_dir': self.books, 'LabApp.expose_app_in_browser': True, 'LabApp.extension_manager': 'readonly'}
-        return [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', *(f'--{k}={v}' for k, v in options.items())]
+                   'ServerApp.root_dir': self.books, f'{self.application}.expose_app_in_browser': True, 'LabApp.extension_manager': 'readonly'}
+        return [sys.executable, '-m', self.program, '--no-browser', '--allow-root', *(f'--{k}={v}' for k, v in options.items())]
+
+    def enter(self, page):
+        "Open the lab in a page, empty, with as much room as there is."
+        page.goto(f'{self.url}/lab?token={self.token}&reset', wait_until='domcontentloaded')
+        page.wait_for_function('() => window.jupyterapp !== undefined')
+        page.evaluate('async () => { await window.jupyterapp.restored; window.books = {}; }')
+        page.evaluate("() => window.jupyterapp.commands.execute('application:toggle-left-area').catch(() => null)") # more room
+        page.add_style_tag(content=CALM)
+
+    def open(self, page, name):
+        "Open a notebook in the page."
+        page.evaluate(OPEN, name)
 
     def _environment(self):
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(('JUPYTER', 'IPYTHON', 'MPLBACKEND'))}
@@ -96,6 +111,19 @@ class Lab:
         self.log.close()
 
 
+class Notebook7(Lab):
+    "A Jupyter Notebook of our own: each notebook is a page of its own."
+    program, application = 'notebook', 'JupyterNotebookApp'
+
+    def enter(self, page): page.goto(f'{self.url}/tree?token={self.token}', wait_until='domcontentloaded')
+
+    def open(self, page, name):
+        page.goto(f'{self.url}/notebooks/{name}?token={self.token}', wait_until='domcontentloaded')
+        page.wait_for_function('() => window.jupyterapp !== undefined')
+        page.evaluate(FOUND, name)
+        page.add_style_tag(content=CALM)
+
+
 # ------------------------------------------------------------------------------------------------------------- browser
 
 @contextmanager
@@ -115,11 +143,7 @@ def browser(folder, lab, size=(1100, 1000)):
         page.on('console', lambda m: page.complaints.append(m.text) if m.type == 'error' else None)
         page.on('pageerror', lambda e: page.complaints.append(str(e)))
         page.set_default_timeout(60_000)
-        page.goto(f'{lab.url}/lab?token={lab.token}&reset', wait_until='domcontentloaded')
-        page.wait_for_function('() => window.jupyterapp !== undefined')
-        page.evaluate('async () => { await window.jupyterapp.restored; window.books = {}; }')
-        page.evaluate("() => window.jupyterapp.commands.execute('application:toggle-left-area').catch(() => null)") # more room
-        page.add_style_tag(content='* { transition: none !important; animation: none !important; caret-color: transparent !important; }')
+        lab.enter(page)
         try: yield page
         finally: context.close()
 
@@ -153,6 +177,15 @@ OPEN = """async path => {
   await panel.revealed; await panel.context.ready; await panel.sessionContext.ready;
   await panel.sessionContext.session.kernel.info;
   window.books[path] = panel;
+}"""
+FOUND = """async path => {
+  await window.jupyterapp.restored;
+  const notebook = () => [...window.jupyterapp.shell.widgets('main')].find(w => w.context?.path === path);
+  while (!notebook()) await new Promise(done => setTimeout(done, 50));
+  const panel = notebook();
+  await panel.revealed; await panel.context.ready; await panel.sessionContext.ready;
+  await panel.sessionContext.session.kernel.info;
+  window.books = {[path]: panel};
 }"""
 START = "() => { window.running = window.jupyterapp.commands.execute('notebook:run-all-cells'); }"
 WAIT = "ms => Promise.race([window.running.then(() => true, () => true), new Promise(done => setTimeout(() => done(false), ms))])"
@@ -194,7 +227,7 @@ class Book:
     "A notebook that is open in the lab."
     def __init__(self, lab, page, name): # `name` as the server knows it
         self.lab, self.page, self.name = lab, page, name
-        page.evaluate(OPEN, name)
+        lab.open(page, name)
         self.client, self.panel = lab.client(name), page.locator(PANEL)
 
     def run(self, seconds=180):
