@@ -192,11 +192,13 @@ def weights_export(
     out:str,                   # a file that ends in .safetensors; for transformers a folder
     layout:str='transformers', # whose names: transformers, timm, unilm, beit3, ...
     kind:str=None,             # 'trunk' to leave the head out
+    image_size:int=None,       # pixels a side (default: what it was made for)
+    num_heads:int=None,        # attention heads, where the file does not tell
 ):
     "Weights under the names of another library."
     from .heads.released import open_model
     from .trunk.released import export_weights
-    model, report = open_model(file)
+    model, report = open_model(file, **_given(image_size=image_size, num_heads=num_heads))
     export_weights(model.trunk if kind == 'trunk' and hasattr(model, 'trunk') else model, out, layout)
     print(f'{report.title}\nwritten for {layout} to {out}')
 

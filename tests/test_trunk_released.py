@@ -534,6 +534,8 @@ def test_commands(monkeypatch, capsys, tmp_path):
     equal(read_state(tmp_path/'timm.safetensors'), peer.state_dict())
     assert 'written for transformers' in run('export', tmp_path/'own', tmp_path/'hf') and 'pixel mean 0.485' in run('inspect', tmp_path/'hf')
     assert 'tensors: 52 taken, 3 resized' in run('import', tmp_path/'peer.pth', tmp_path/'large', '--image-size', '48') and open_model(tmp_path/'large')[0].trunk.config.grid == (6, 6)
+    assert '6 by 6 patches' in run('export', tmp_path/'peer.pth', tmp_path/'wide.safetensors', '--layout', 'unilm', '--image-size', '48', '--num-heads', '4')
+    assert 'taken as it is: leave out num_heads' in run('export', tmp_path/'own', tmp_path/'again', '--num-heads', '6')
 
 
 def test_commands_that_fail_cost_a_sentence(monkeypatch, capsys, tmp_path):
