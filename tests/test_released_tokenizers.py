@@ -123,10 +123,11 @@ def test_vqkd_round_trip(vqkd, pictures, tmp_path):
     assert larger.encode(torch.rand(1, 3, 48, 48)).shape == (1, 12, 12) and len(report.resized) == 2
 
 
-def test_flava_has_the_same_encoder(pictures):
+@pytest.mark.parametrize('sizes', [dict(hidden_size=16, vocab_size=64), {}], ids=['narrow', 'paper'])
+def test_flava_has_the_same_encoder(pictures, sizes):
     from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
     torch.manual_seed(0)
-    peer = FlavaImageCodebook(FlavaImageCodebookConfig(hidden_size=16, vocab_size=64)).eval()
+    peer = FlavaImageCodebook(FlavaImageCodebookConfig(**sizes)).eval()
     state = {f'image_codebook.{name}': t + 0.01*torch.randn_like(t) for name, t in peer.state_dict().items()} # biases of zero would hide a mistake
     peer.load_state_dict({name.removeprefix('image_codebook.'): t for name, t in state.items()})
     model, report = import_tokenizer(state | {'flava.logit_scale': torch.zeros(())})
