@@ -347,6 +347,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'beit_lab/codebook/released.py'),
                                             'beit_lab.codebook.released.TokenizerFile.build': ( '02_codebook/released_tokenizers.html#tokenizerfile.build',
                                                                                                 'beit_lab/codebook/released.py'),
+                                            'beit_lab.codebook.released._PickledNetwork': ( '02_codebook/released_tokenizers.html#_picklednetwork',
+                                                                                            'beit_lab/codebook/released.py'),
                                             'beit_lab.codebook.released._Shell': ( '02_codebook/released_tokenizers.html#_shell',
                                                                                    'beit_lab/codebook/released.py'),
                                             'beit_lab.codebook.released._Shell.__setstate__': ( '02_codebook/released_tokenizers.html#_shell.__setstate__',

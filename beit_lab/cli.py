@@ -40,7 +40,17 @@ def tokenizer(
 def _codebook_job(kind, data, out, seed, minutes, force, **choices):
     "The first stage of the main job, with a codebook of some kind."
     from .main_job import Job
-    Job(data, out, seed, force and 'tokenizer', kind=kind, **choices).tokenizer(minutes)
+    job = Job(data, out, seed, force and 'tokenizer', kind=kind, **choices)
+    _check_made(job, kind)
+    job.tokenizer(minutes)
+
+
+def _check_made(job, kind):
+    "Refuse a folder in which a tokenizer of another make is finished."
+    from .core import read_json
+    if not kind or not job.done('tokenizer'): return
+    made = read_json(job.out/'metrics.json')['tokenizer'].get('kind', job.state['recipe'].get('kind', 'vq'))
+    if made != kind: raise ConfigError(f'{job.out} holds a finished tokenizer of kind {made}, not {kind}: choose another --out, or start it anew with --force')
 
 
 def _whole_job(kind, data, out, seed, minutes, force, teacher=None, **choices):
@@ -55,6 +65,7 @@ def _learn_whole(job, kind, minutes, teacher):
     from .codebook.autoencode import reconstruction_report
     from .main_job import PIECE
     from .training import Progress, seconds_per_step
+    _check_made(job, kind)
     if job.done('tokenizer'): return print(f'tokenizer: done before, see {job.out}/tokenizer')
     job.open()
     learner, trained = dict(dvae=_dvae_stage, vqkd=_vqkd_stage)[kind](job, teacher)

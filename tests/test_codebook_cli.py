@@ -85,6 +85,7 @@ def test_a_kind_makes_a_run_and_a_run_a_report(tmp_path, capsys):
     assert usual_size(tmp_path/'run/tokenizer', tokenizer) == 16
     assert 'holds a run with kind lfq, not fsq' in lab('tokenizer', '--data', 'digits', '--out', tmp_path/'run', '--kind', 'fsq', capsys=capsys)
     assert 'done before' in lab('tokenizer', '--data', 'digits', '--out', tmp_path/'run', capsys=capsys)      # without --kind: that of the run
+    assert 'a finished tokenizer of kind lfq, not dvae' in lab('tokenizer', '--data', 'digits', '--out', tmp_path/'run', '--kind', 'dvae', capsys=capsys)
     out = lab('codebook', tmp_path/'run', capsys=capsys)
     page = (tmp_path/'run/codebook.html').read_text(encoding='utf-8')
     assert 'codebook.html' in out and page.count('data:image/png') == 4 and '<script' not in page and 'src="http' not in page

@@ -98,3 +98,17 @@ def test_share(answer, word):
 
 @pytest.mark.parametrize('answer, word', [(..., 'No answer yet'), (137, 'begin anew'), (50, 'Not the whole piece'), (37, 'Right,'), (100, 'is not it')])
 def test_computed_twice(answer, word): assert word in check('check_twice')(answer)
+
+
+# The fourth lesson, whose checks stand in one hidden cell
+
+def test_codes_that_live():
+    source, = [cell for cell in cells_of('04_codes_live_and_die') if 'def check_dim(' in cell]
+    grown = []
+    space = dict(math=math, K=256, base=dict(steps=100), grow=lambda **choices: grown.append(choices) or [None], judge=lambda model: dict(used=200))
+    exec(source, space)
+    assert space['check_dim'](...) == space['check_memory'](...) == 'write down your guess first' and not grown
+    assert space['check_dim'](90) == '200 of 256; you said 90' and grown == [dict(code_dim=128)]
+    assert space['check_memory'](80) == '80 steps; you said 80'
+    assert space['check_cure'](lambda: None) == 'not yet written' and len(grown) == 1
+    assert space['check_cure'](lambda: dict(start='k-means')) == '200 of 256 codes used' and grown[1] == dict(steps=100, start='k-means')

@@ -156,7 +156,7 @@ class Command:
     def __reduce__(self): return os.system, ('touch executed',)
 
 
-def pickled(path, *extra):
+def pickled(path, *extra, **how):
     "A whole network under the name of DALL-E's encoder, with something in it."
     module = types.ModuleType('dall_e.encoder')
     module.Encoder = type('Encoder', (nn.Module,), dict(__module__='dall_e.encoder'))
@@ -164,18 +164,22 @@ def pickled(path, *extra):
     sys.modules |= {'dall_e': types.ModuleType('dall_e'), 'dall_e.encoder': module}
     network = module.Encoder()
     network.blocks, network.extra = nn.Sequential(nn.ReLU()), list(extra)
-    torch.save(network, path)
+    torch.save(network, path, **how)
     for name, old in before.items():
         if old is None: del sys.modules[name]
         else: sys.modules[name] = old
 
 
+@pytest.mark.filterwarnings("ignore:Couldn.t retrieve source code")
 def test_nothing_in_a_pickle_is_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pickled('plain.pkl')
     with pytest.raises(WeightsError, match='holds no tokenizer'): import_tokenizer('plain.pkl')                   # read, and empty
     pickled('evil.pkl', Command())
     with pytest.raises(WeightsError, match='nothing was run'): import_tokenizer('evil.pkl')
+    with pytest.raises(WeightsError, match='open it with the DALL-E package'): is_tokenizer('evil.pkl')            # what the command asks first
+    pickled('old.pkl', _use_new_zipfile_serialization=False)
+    with pytest.raises(WeightsError, match='open it with the DALL-E package'): is_tokenizer('old.pkl')
     torch.save({'quantize.embedding.weight': Command()}, 'evil.pth')
     with pytest.raises(WeightsError, match='wants to run'): import_tokenizer('evil.pth')
     assert not os.path.exists('executed')

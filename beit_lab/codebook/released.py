@@ -22,10 +22,12 @@ from ..trunk.checkpoints import find_weights, infer_config, read_state
 from ..trunk.layouts import LAYOUTS, to_ours
 from ..trunk.released import Report, Row, resize_positions, undrawn
 
-# %% ../../nbs/02_codebook/08_released_tokenizers.ipynb #c416fd62
+# %% ../../nbs/02_codebook/08_released_tokenizers.ipynb #2260e608
 class _Shell:
     "Stands in for a class of a pickled network: holds what the pickle tells, and can do nothing."
     def __setstate__(self, state): self.__dict__.update(state)
+
+class _PickledNetwork(WeightsError): "A network of DALL-E that cannot be read without running what is in it."
 
 _SHELLS = ('dall_e.encoder.Encoder', 'dall_e.encoder.EncoderBlock', 'dall_e.decoder.Decoder', 'dall_e.decoder.DecoderBlock', 'dall_e.utils.Conv2d',
            *(f'torch.nn.modules.{name}' for name in ('container.Sequential', 'activation.ReLU', 'pooling.MaxPool2d', 'upsampling.Upsample', 'linear.Identity')))
@@ -41,7 +43,7 @@ def _read(where:str|Path|dict, download:bool=False)->dict:
         with torch.serialization.safe_globals([(_Shell, name) for name in _SHELLS]): network = torch.load(path, map_location='cpu', weights_only=True)
         return {name: tensor.detach() for name, tensor in _flat(network, '')}
     except Exception: # a broken file fails in many ways
-        raise WeightsError(f'{path} is a pickled network with parts that its tensors have no need for; nothing was run: where you trust it, open it with the DALL-E '
+        raise _PickledNetwork(f'{path} is a pickled network with parts that its tensors have no need for; nothing was run: where you trust it, open it with the DALL-E '
                            'package and save its state_dict()') from None
 
 def _flat(shell:_Shell, prefix:str):
@@ -75,7 +77,7 @@ VQKD_RULES = (*((f'{part}.{ours}', f'{part}.{theirs}') for part in ('encoder', '
 _NOT_NEEDED = {'teacher_model.': 'belongs to the teacher', 'scaling_layer.': 'belongs to the teacher', 'quantize.cluster_size': 'is a statistic of training',
                'quantize.embedding.': 'is a statistic of training'}
 
-# %% ../../nbs/02_codebook/08_released_tokenizers.ipynb #d713a4c8
+# %% ../../nbs/02_codebook/08_released_tokenizers.ipynb #18633f34
 @dataclass(frozen=True)
 class TokenizerFile:
     "What files of a tokenizer hold, under our names."
@@ -100,6 +102,7 @@ def tokenizer_kind(
 def _names_of(where:str|Path|dict)->list:
     "Names in a file, none where it is no file of tensors that this notebook reads."
     try: return list(_read(where))
+    except _PickledNetwork: raise
     except WeightsError: return []
 
 def is_tokenizer(
