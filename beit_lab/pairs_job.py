@@ -27,7 +27,7 @@ from .show.pairs_report import write_pairs_report
 from .training import Progress, TrainConfig, seconds_per_step, train
 from .trunk.sizes import trunk_config
 
-# %% ../nbs/09_pairs_job.ipynb #225ade16
+# %% ../nbs/09_pairs_job.ipynb #6c6d522e
 @dataclass(frozen=True)
 class PairRecipe(Recipe):
     "How pictures with captions are treated; where BEiT-3 says nothing, our choice for minutes on a laptop."
@@ -56,6 +56,7 @@ class PairRecipe(Recipe):
         super().__post_init__()
         _check_pair_recipe(self)
 
+# %% ../nbs/09_pairs_job.ipynb #4d16834c
 _PAIR_RANGES = dict(alone=(0, 65_536), vocab_size=(261, 10**6), max_words=(3, 10**4), pair_text_ratio=(0.01, 0.99), joint_layers=(0, 1000), vision_weight=(0, 1000))
 _PAIR_WORDS = dict(mode=('full',), captions=('all', 'longest'), text_kind=('token', 'word', 'span'), pair_hides=('one', 'both'), attention=('shared', 'decoupled'))
 
@@ -100,7 +101,7 @@ class PairJob(Job):
         if self.recipe.captions == 'longest': said = [[[max(row, key=len)] if row else [] for row in part] for part in said]
         return said[0], said[1][:self.recipe.held_out]
 
-# %% ../nbs/09_pairs_job.ipynb #a3380858
+# %% ../nbs/09_pairs_job.ipynb #ebfa4dc4
 @patch
 def words(self:PairJob)->TextTokenizer:
     "The text tokenizer of this run, learnt from its captions where there is none yet."
@@ -120,6 +121,7 @@ def task(self:PairJob, words:TextTokenizer)->MDMConfig:
     return MDMConfig(trunk, self.tokens_of().codebook_size, r.mask_kind, r.mask_ratio, r.text_kind, pair_text_ratio=r.pair_text_ratio, pair_hides=r.pair_hides,
                      weights=(share, share, 1.), vision_weight=r.vision_weight)
 
+# %% ../nbs/09_pairs_job.ipynb #8b6c27fe
 @patch
 def kinds(self:PairJob, words:TextTokenizer, task:MDMConfig)->tuple:
     "Pairs, pictures and texts: to learn from, and held out."
@@ -140,7 +142,7 @@ def _more(self:PairJob, words:TextTokenizer, task:MDMConfig)->dict:
     if r.text: found['texts'] = StreamedTexts(TextStream(r.text, words, r.max_words, seed=self.seed), task)
     return found
 
-# %% ../nbs/09_pairs_job.ipynb #294f7ce1
+# %% ../nbs/09_pairs_job.ipynb #10bc61d2
 @patch
 def model_start(self:PairJob, task:MDMConfig)->MaskedDataModel:
     "The model at its starting weights: the same for the same seed, whatever was drawn before."
@@ -155,6 +157,7 @@ def _learner(self:PairJob, task, kinds:dict, held:dict, counts:dict, name:str):
     config = lambda steps: TrainConfig(steps, sum(counts.values()), r.lr, warmup_steps=max(10, steps//20), piece=piece_of(steps), seed=self.seed)
     return lambda steps: mdm_learner(self.model_start(task), kinds, held, counts, config(steps), judged=4, progress=Progress(name))
 
+# %% ../nbs/09_pairs_job.ipynb #13fee838
 @patch
 @_alone
 def pretrain(self:PairJob,
@@ -178,6 +181,7 @@ def pretrain(self:PairJob,
     learn.model.trunk.save_pretrained(self.out/'trunk')
     self._finish('pretrain', dict(pretrain=self._judge_pairs(learn, kinds, words)), steps=steps)
 
+# %% ../nbs/09_pairs_job.ipynb #2152860e
 @patch
 def _judge_pairs(self:PairJob, learn, kinds:dict, words:TextTokenizer)->dict:
     "Figures and the curve of a finished pretraining; frequencies are counted where there is an end to counting."

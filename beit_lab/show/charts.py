@@ -148,7 +148,7 @@ def view_of(
     if hasattr(learn, 'tokenizer'): kinds[MaskedImageModel] = PicturesView # a model that predicts pixels has none
     return next((view for kind, view in kinds.items() if isinstance(learn.model, kind)), RunView)(learn, images, guessing)
 
-# %% ../../nbs/08_show/09_charts.ipynb #868b2929
+# %% ../../nbs/08_show/09_charts.ipynb #5cc751c8
 class LoneFigure(Figure):
     "A figure without pyplot that a notebook shows all the same."
     def png(self)->bytes: # quick to make
@@ -161,6 +161,7 @@ class LoneFigure(Figure):
         Image.open(io.BytesIO(self.png())).convert('RGB').quantize(256, dither=Image.Dither.NONE).save(written, 'PNG', optimize=True)
         return written.getvalue()
 
+# %% ../../nbs/08_show/09_charts.ipynb #e1519ec7
 CHART_WIDTH, CHART_HEIGHT = 8., 2.2 # inches of the charts (our choice)
 
 def draw_panels(
@@ -183,6 +184,7 @@ def _column(log:list, name:str)->tuple:
 
 def _unzip(points:list)->tuple: return ([step for step, _ in points], [value for _, value in points])
 
+# %% ../../nbs/08_show/09_charts.ipynb #356203bb
 def _draw_panel(ax, panel:Panel, live:tuple, judged:tuple, steps:int):
     "One chart: thin while it learns, bold on held-out data, dashed what guessing gives; the newest number above."
     ax.plot(*_thinned(*live), color=INK, linewidth=1.4 if not panel.judged else 0.9, alpha=1 if not panel.judged else 0.55)

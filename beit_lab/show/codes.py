@@ -201,7 +201,7 @@ def changed_patches(
     most = reduce((before - after).abs(), 'c (h p) (w q) -> h w', 'max', h=grid[0], w=grid[1])
     return (most > least).flatten().nonzero().flatten().tolist()
 
-# %% ../../nbs/08_show/04_codes.ipynb #8e326d5c
+# %% ../../nbs/08_show/04_codes.ipynb #d4d30025
 @torch.inference_mode()
 def show_explore_codes(
     image=None,          # what `any_picture` understands; None: a shipped one
@@ -226,6 +226,7 @@ def _opened(image, data, weights, image_size:int=None)->tuple:
     default = open_source('emoji', 'test') if name.startswith('emoji') else open_source('scenes:256', 'test')
     return tokenizer, picture, index_codes(tokenizer, default if data is None else data, size)
 
+# %% ../../nbs/08_show/04_codes.ipynb #103c6b7d
 def _figure(tokenizer, picture:torch.Tensor, tokens:torch.Tensor, index:CodeIndex, tiles:torch.Tensor, code:int):
     "Six pictures of one codebook."
     grid, same = tuple(tokens.shape), (tokens == code).flatten().nonzero().flatten().tolist()
@@ -322,7 +323,7 @@ def _listen(self:CodeExplorer):
     self.on(self.swap, 'click', self.put)
     self.on(self.undo, 'click', self.take_back)
 
-# %% ../../nbs/08_show/04_codes.ipynb #1eb3b2cf
+# %% ../../nbs/08_show/04_codes.ipynb #e4bbe92a
 @patch(as_prop=True)
 def gallery_size(self:CodeExplorer)->int:
     "Codes on a page."
@@ -351,6 +352,7 @@ def turn(self:CodeExplorer,
                       caption=f'codes {self.page*size + 1} to {self.page*size + len(shown)} of {len(codes)}, {self.order.value}; × is not used here')
     self.before.disabled, self.after.disabled = self.page == 0, self.page == last
 
+# %% ../../nbs/08_show/04_codes.ipynb #c2d591a4
 @patch
 def _code_at(self:CodeExplorer, place:int)->int:
     "The token of a patch; -1 if there is none."

@@ -164,7 +164,7 @@ def _judged(model):
     finally:
         for module, training in modes: module.training = training
 
-# %% ../../nbs/08_show/09_dashboard.ipynb #db0c4477
+# %% ../../nbs/08_show/09_dashboard.ipynb #6f683fe9
 @patch
 def start(self:Dashboard, *_)->Dashboard:
     "Train in a thread, from wherever the run stands; returns at once."
@@ -183,6 +183,7 @@ def fit(self:Dashboard):
     try: self._work()
     finally: window.update(self) if window else print(self.sentence()) # a saved notebook keeps the end
 
+# %% ../../nbs/08_show/09_dashboard.ipynb #484b9af2
 @patch
 def stop(self:Dashboard, *_):
     "Ask the thread to end after the step that it is in."
@@ -326,7 +327,7 @@ def _page(self:Dashboard)->str:
     return _PAGE.format(again='<meta http-equiv="refresh" content="2">' if self.is_training else '', title=html.escape(repr(self)), style=_STYLE,
                         sentence=f'{_SIGNS[self.state]} Step {self.step:,} of {self.steps:,}. {html.escape(self.sentence())}', charts=coded(self._charts()), samples=samples)
 
-# %% ../../nbs/08_show/09_dashboard.ipynb #12b023e9
+# %% ../../nbs/08_show/09_dashboard.ipynb #df12d0cc
 @patch(as_prop=True)
 def widget(self:Dashboard)->W.VBox:
     "The dashboard as ipywidgets, made when it is first asked for."
@@ -359,6 +360,7 @@ def _pictures(self:Dashboard)->list:
     self.samples.add_class('lab-samples')
     return [self.charts, self.spoken, self.samples, W.HTML(self._words())]
 
+# %% ../../nbs/08_show/09_dashboard.ipynb #92242d90
 @patch
 def _tell(self:Dashboard):
     "Bring words and buttons up to date."
@@ -389,6 +391,7 @@ def _paint(self:Dashboard):
         self._tell()
         if self.file is not None: self._write()
 
+# %% ../../nbs/08_show/09_dashboard.ipynb #817bf025
 @patch
 def _repr_mimebundle_(self:Dashboard, **kwargs):
     "The widgets, and a still for wherever there are none."
@@ -413,6 +416,7 @@ def _close(widget):
         elif part is not None: part.close()
     widget.close()
 
+# %% ../../nbs/08_show/09_dashboard.ipynb #d0176061
 class NoDashboard(Notice):
     "A sentence where a dashboard could not be made; asked to train all the same, it raises what was wrong."
     def refuse(self, *_): raise self.problem

@@ -99,7 +99,7 @@ def pair_maps(
     pieces = tuple('___' if piece == ' <mask>' else piece.strip() for piece in (model.words.spell(ids) if ids else ()))
     return PairMaps(pixels[0], pieces, replace(maps, weights=maps.weights.cpu(), positions=maps.positions.cpu()), expert_letters(trunk, maps.sizes))
 
-# %% ../../nbs/08_show/04_pair_maps.ipynb #6e50122b
+# %% ../../nbs/08_show/04_pair_maps.ipynb #63d12f56
 @dataclass(frozen=True)
 class LookRow:
     "Where one position looks, in shares that sum to one over the class token, the patches and the words."
@@ -119,6 +119,7 @@ class LookRow:
         pieces = f'class token {100*self.class_token:.1f} %, patches {100*float(self.patches.sum()):.1f} %'
         return f'{self.name}: picture {100*self.vision:.1f} % ({pieces})' + (f', words {100*self.language:.1f} %' if len(self.words) else '')
 
+# %% ../../nbs/08_show/04_pair_maps.ipynb #a78e4ae6
 @patch
 def row(self:PairMaps,
     query:tuple,    # who looks
@@ -219,7 +220,7 @@ def _draw_pieces(ax, pieces:tuple, look:LookRow, query:tuple, lines:list, norm):
         if i == asks: _ring(ax, begin, line, end - begin, 0.86)
     ax.set(xlim=(-0.5, 44.5 if pieces else 12.5), ylim=(max(1 + max((line for line, *_ in lines), default=-1), 4), -1.1))
 
-# %% ../../nbs/08_show/04_pair_maps.ipynb #d4ec3f71
+# %% ../../nbs/08_show/04_pair_maps.ipynb #3ce3f912
 def _draw_share(ax, pair:PairMaps, look:LookRow):
     "How much goes to the picture and how much to the words."
     parts = [('class token', look.class_token, VISION, '////'), ('patches', float(look.patches.sum()), VISION, ''), ('words', look.language, LANGUAGE, '')]
@@ -236,6 +237,7 @@ def _draw_share(ax, pair:PairMaps, look:LookRow):
     ax.xaxis.label.set_size(7)
     ax.spines[:].set_visible(False)
 
+# %% ../../nbs/08_show/04_pair_maps.ipynb #c9f295a5
 def _draw_experts(ax, pair:PairMaps, query:tuple, layer):
     "A line of marks for each block: which expert works on which position."
     count, split = len(pair.letters[0]), pair.maps.sizes['vision']
