@@ -89,3 +89,9 @@ def test_stop_is_heard_soon_and_a_dead_thread_says_so(notebook):
     expect(status(book)).to_have_text(re.compile("▲ Training broke off at step .*: TypeError: 'NoneType' object is not callable"))
     book.until('board.begin.disabled', False)
     book.shot('dashboard_broken', of=book.panel.locator('.lab-board'))
+
+
+def test_mistake_is_a_sentence(notebook):
+    book = notebook(['from beit_lab.show.dashboard import dashboard\ndashboard(object())']).run()
+    assert 'a Learner with a plan' in book.panel.locator('.bl-message').inner_text()
+    assert 'Traceback' not in book.panel.inner_text()
