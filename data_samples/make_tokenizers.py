@@ -14,14 +14,18 @@ The perceptual distance is the lab's own: one minus the cosine between patch sta
 use it to compare, with that in mind.
 """
 import argparse, json, os, statistics, time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
-from beit_lab.codebook.autoencode import VQVAE, reconstruction_report, tokenizer_config, tokenizer_learner, train_tokenizer
-from beit_lab.codebook.cache import cache_tokens
+from beit_lab.codebook.autoencode import reconstruction_report, tokenizer_config, tokenizer_learner, train_tokenizer
+from beit_lab.codebook.cache import cache_tokens, read_tokenizer
+from beit_lab.codebook.distill import distill_learner, train_painter, train_vqkd, vqkd_config
+from beit_lab.codebook.dvae import dvae_config, dvae_learner, train_dvae
 from beit_lab.codebook.health import codebook_health, position_bits
+from beit_lab.codebook.teachers import open_teacher
 from beit_lab.core import as_floats, generator, lab_device, read_json, samples, write_json
 from beit_lab.data.loaders import TwoViews
 from beit_lab.heads.classify import probe_arms
@@ -50,12 +54,39 @@ def codebook_step(arm):
     return tokenizer_learner(arm.job.pictures, tokenizer_config('tiny', patch_size=arm.job.recipe.patch_size, **arm.choice), 10, arm.seed)
 
 
+def dvae_shape(arm): return dvae_config('tiny', codebook_size=512)   # its patches have 4 pixels
+
+
+def learn_dvae(arm, steps):
+    "DALL-E's dVAE at lab size."
+    return train_dvae(arm.job.pictures, dvae_shape(arm), steps, arm.seed, checkpoint=arm.out/'tokenizer_state')
+
+
+def dvae_step(arm): return dvae_learner(arm.job.pictures, dvae_shape(arm), 10, arm.seed)
+
+
+def vqkd_shape(arm):
+    "BEiT v2's tokenizer at lab size."
+    return vqkd_config('tiny', encoder=replace(vqkd_config('tiny').encoder, image_size=arm.job.recipe.image_size, patch_size=arm.job.recipe.patch_size), codebook_size=512)
+
+
+def learn_vqkd(arm, steps):
+    "Taught by the shipped trunk of emoji; the painter that its tokens have no need for comes on top, for half as many steps."
+    words = train_vqkd(arm.job.pictures, open_teacher('emoji'), vqkd_shape(arm), steps, arm.seed, checkpoint=arm.out/'tokenizer_state')
+    return train_painter(words, arm.job.pictures, max(10, steps//2), seed=arm.seed)
+
+
+def vqkd_step(arm): return distill_learner(arm.job.pictures, open_teacher('emoji'), vqkd_shape(arm), 10, arm.seed)
+
+
 # A family says how its tokenizers are learnt (function of arm and steps), how one is read again (folder), and what --plan measures (function of arm that gives a Learner, or None).
-FAMILIES = dict(codebook=dict(learn=learn_codebook, read=VQVAE.from_pretrained, step=codebook_step))
+FAMILIES = dict(codebook=dict(learn=learn_codebook, read=read_tokenizer, step=codebook_step), dvae=dict(learn=learn_dvae, read=read_tokenizer, step=dvae_step),
+                vqkd=dict(learn=learn_vqkd, read=read_tokenizer, step=vqkd_step))
 # kind -> family, and what differs from the base: 512 codes of dimension 16, Euclidean, patch 4
 KINDS = {
     'vq': ('codebook', {}), 'vq_cosine': ('codebook', dict(metric='cosine')), 'vq_dim_64': ('codebook', dict(code_dim=64)), 'vq_unrevived': ('codebook', dict(revive_below=0.)),
     'gumbel': ('codebook', dict(kind='gumbel')), 'fsq': ('codebook', dict(kind='fsq')), 'fsq_1000': ('codebook', dict(kind='fsq', codebook_size=1000)), 'lfq': ('codebook', dict(kind='lfq')),
+    'dvae': ('dvae', {}), 'vqkd': ('vqkd', {}),
 }
 REFERENCES = ('untrained', 'pixels')                               # the trunk as it starts, and a trunk that predicts pixels: no tokenizer at all
 PACE = dict(cpu=dict(vq_cosine=1.03, vq_dim_64=1.05, vq_unrevived=0.9, gumbel=1.9, fsq=0.87, fsq_1000=0.82, lfq=0.94), cuda={}) # time of a step, in steps of vq (from --plan); cuda: not measured yet, so equal steps
