@@ -108,7 +108,7 @@ def test_mistake_is_a_sentence(notebook):
 def test_latency(book):
     first = widget(book)
     canvas = first.locator('canvas').first
-    row = book.latency('attention: click a patch', lambda i: click_patch(book, canvas, i % 8, (3*i + 1) % 8), "panel.querySelector('.bl-shares').parentElement.innerText", times=16)
+    row = book.latency('attention: click a patch', lambda i: click_patch(book, canvas, i % 8, (3*i + 1) % 8), "panel.querySelector('.bl-shares').parentElement.innerText", times=30)
     assert row['unseen'] == 0
 
 

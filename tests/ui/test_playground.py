@@ -108,7 +108,7 @@ def test_nothing_jumps(book):
 
 def test_latency(book):
     canvas = hidden(widget(book))
-    row = book.latency('playground: hide a patch', lambda i: canvas.click(position=at(canvas, 0, i % 8)), "panel.querySelectorAll('.bl-caption')[1].innerText", times=16)
+    row = book.latency('playground: hide a patch', lambda i: canvas.click(position=at(canvas, 0, i % 8)), "panel.querySelectorAll('.bl-caption')[1].innerText", times=30)
     assert row['unseen'] == 0
 
 
