@@ -55,14 +55,14 @@ def _check_made(job, kind):
 
 def _whole_job(kind, data, out, seed, minutes, force, teacher=None, **choices):
     "The same stage with a tokenizer of another make: DALL-E's dVAE, or VQ-KD and its painter."
-    from .main_job import Job, _alone
+    from .main_job import Job, _alone, _check_minutes
+    _check_minutes(minutes)
     job = Job(data, out, seed, force and 'tokenizer', **choices)
     _alone(_learn_whole)(job, kind, minutes, teacher or ('scenes' if data.partition(':')[0] == 'scenes' else 'emoji'))
 
 
 def _learn_whole(job, kind, minutes, teacher):
     "Train it, draw it, write down what it does to held-out pictures."
-    from .codebook.autoencode import reconstruction_report
     from .main_job import PIECE
     from .training import Progress, seconds_per_step
     _check_made(job, kind)
@@ -72,8 +72,7 @@ def _learn_whole(job, kind, minutes, teacher):
     steps = job._steps('tokenizer', job.recipe.tokenizer_steps, lambda: seconds_per_step(learner(PIECE)), minutes)
     model = trained(steps, Progress('tokenizer'))
     model.save_pretrained(job.out/'tokenizer')
-    job._draw_tokenizer(model)
-    job._finish('tokenizer', dict(tokenizer=dict(kind=kind, **reconstruction_report(model, job.held_out))), steps=steps)
+    job._judge_tokenizer(model, dict(kind=kind), steps=steps)
 
 
 def _dvae_stage(job, teacher):
@@ -128,6 +127,7 @@ def pretrain(
     options = dict(mask_kind=mask_kind, mask_ratio=mask_ratio, image_size=image_size, patch_size=patch_size, tokenizer_folder=tokenizer)
     own = dict(mim=dict(mode=mode), mdm=dict(images=images, text=text, attention=attention))
     job = _job(objective)
+    if pairs and data and pairs != data: raise ConfigError('--data and --pairs both name pictures with captions: give one of them')
     if objective == 'mim' and pairs: raise ConfigError('--pairs is for --objective mdm: name pictures with --data')
     if strange := [name for other, words in own.items() if other != objective for name, value in words.items() if value is not None]:
         raise ConfigError(f'--{strange[0]} is not for --objective {objective}: leave it out, or choose the other objective')
@@ -170,7 +170,8 @@ def weights_inspect(
     from .codebook.released import inspect_tokenizer, is_tokenizer
     from .heads.released import inspect_weights
     options = _given(image_size=image_size, num_heads=num_heads)
-    if is_tokenizer(file) and kind is None: report = inspect_tokenizer(file, decoder, download, **options)
+    if kind is None and is_tokenizer(file, download): report = inspect_tokenizer(file, decoder, download, **options)
+    elif decoder: raise ConfigError(f'--decoder is for the file of an encoder of DALL-E, which {file} is not')
     else: report = inspect_weights(file, kind, download, **options)
     print(report)
     bad = len(report.names('missing', 'misfit', 'unknown'))
@@ -191,7 +192,10 @@ def weights_import(
     from .codebook.released import import_tokenizer, is_tokenizer
     from .heads.released import import_weights, pixel_statistics
     options = _given(image_size=image_size, num_heads=num_heads)
-    if is_tokenizer(file) and kind is None: model, report = import_tokenizer(file, decoder, download, **options)
+    if kind is None and is_tokenizer(file, download):
+        if pixels: raise ConfigError('--pixels is for trunks: a tokenizer knows how its pixels were normalised')
+        model, report = import_tokenizer(file, decoder, download, **options)
+    elif decoder: raise ConfigError(f'--decoder is for the file of an encoder of DALL-E, which {file} is not')
     else: model, report = import_weights(file, kind, download, **options, **pixel_statistics(pixels))
     model.save_pretrained(out)
     counts = dict(taken=report.matched, resized=report.resized, new=report.missing) | {'left out': report.unexpected}
@@ -260,6 +264,7 @@ def tokens(
     from .core import lab_device, samples
     from .data.pictures import image_batch
     from .show.codebook_report import tokens_as_text, usual_size, write_token_pictures
+    _check_size(image_size)
     home = Path(tokenizer) if tokenizer else samples('weights/emoji/tokenizer')
     model = read_tokenizer(home).to(lab_device())
     size = image_size or usual_size(home, model)
@@ -278,7 +283,12 @@ def codebook(
 ):
     "Is a codebook alive, what are its words, what do they keep? Everything in one HTML file."
     from .show.codebook_report import report_of_folder
+    _check_size(image_size)
     print(f'done: open {report_of_folder(folder, data, out, image_size)}')
+
+
+def _check_size(image_size:int):
+    if image_size is not None and image_size < 1: raise ConfigError(f'--image-size must be at least 1, not {image_size}')
 
 
 def embed(
@@ -288,16 +298,24 @@ def embed(
     model:str=None,         # folder of a run of `beit-lab demo --objective mdm` (default: the shipped model of scenes)
 ):
     "Pictures, texts or pairs of both as vectors in a file."
-    from pathlib import Path
+    import os
 
     from safetensors.torch import save_file
 
     from .core import atomic_path
     images = image.split(',') if image else None
-    texts = text and (Path(text).read_text(encoding='utf-8').splitlines() if Path(text).is_file() else [text])
+    texts = text and (_lines(text) if os.path.isfile(text) else [text])
     vectors = _reader(model).embed(images, texts)
     with atomic_path(out) as temporary: save_file(dict(vectors=vectors.cpu().contiguous()), temporary)
     print(f'{len(vectors)} vectors of {vectors.shape[1]} numbers in {out}')
+
+
+def _lines(path:str)->list:
+    "The lines of a file of text."
+    from .core import DataError
+    try:
+        with open(path, encoding='utf-8') as file: return file.read().splitlines()
+    except UnicodeDecodeError: raise DataError(f'{path} is no text in UTF-8: save it as such') from None
 
 
 def _reader(model:str):

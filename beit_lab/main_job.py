@@ -6,7 +6,7 @@
 __all__ = ['RECIPES', 'TOTAL_MINUTES', 'SHARES', 'MOST_PATCHES', 'PIECE', 'RUN_FILES', 'OF_PRETRAINING', 'SHIPPED', 'SMALL_SET',
            'Recipe', 'recipe_for', 'planned_steps', 'piece_of', 'Job', 'alone_in']
 
-# %% ../nbs/09_main_job.ipynb #58178d91
+# %% ../nbs/09_main_job.ipynb #3bca8637
 import errno, math, os, shutil, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +19,7 @@ from einops import rearrange, reduce
 from fastcore.basics import patch
 
 from .codebook.autoencode import VQVAE, VQVAEConfig, reconstruction_report, tokenizer_learner, train_tokenizer
-from .codebook.cache import cache_tokens, read_tokenizer
+from .codebook.cache import cache_tokens, content_key, read_tokenizer
 from .codebook.lookup_free import CODEBOOKS, make_codebook
 from .core import ConfigError, Saved, disk_errors, from_stored, generator, lab_device, read_json, remove_leftovers, save_figure, show_grid, write_json
 from .data.loaders import TwoViews
@@ -260,7 +260,7 @@ def record(self:Job,
     self.started = now
     write_json(self.out/'metrics.json', {**known, **section, 'seconds': seconds})
 
-# %% ../nbs/09_main_job.ipynb #36d9c509
+# %% ../nbs/09_main_job.ipynb #1dccfd19
 @patch
 def open(self:Job):
     "Open the pictures and settle the recipe, once."
@@ -269,7 +269,7 @@ def open(self:Job):
     self.pictures = self.train_source.images(self.recipe.image_size)                         # (N, 3, S, S) uint8
     self.held_out = self.test_source.images(self.recipe.image_size)[:self.recipe.held_out]
     self.out.mkdir(parents=True, exist_ok=True)
-    self._save(objective=self.objective, data=self.data, seed=self.seed, recipe=asdict(self.recipe))
+    self._save(objective=self.objective, data=self.data, source=self.sources.get(self.data, self.data), seed=self.seed, recipe=asdict(self.recipe))
 
 @patch
 def _read(self:Job):
@@ -319,7 +319,7 @@ def tokens_of(self:Job)->Saved:
     if not os.path.exists(folder): raise ConfigError(f'there is no tokenizer in {folder}: run `beit-lab tokenizer --data {self.data} --out {self.out}` first, or name one with --tokenizer')
     return read_tokenizer(folder).to(lab_device())
 
-# %% ../nbs/09_main_job.ipynb #cc965f70
+# %% ../nbs/09_main_job.ipynb #e369544c
 @patch
 @_alone
 def tokenizer(self:Job,
@@ -335,10 +335,26 @@ def tokenizer(self:Job,
     steps = self._steps('tokenizer', recipe.tokenizer_steps, lambda: seconds_per_step(tokenizer_learner(self.pictures, config, PIECE, self.seed)), minutes, limit)
     model = train_tokenizer(self.pictures, config, steps, self.seed, Progress('tokenizer'), checkpoint=self.out/'tokenizer_state')
     model.save_pretrained(self.out/'tokenizer')
+    self._judge_tokenizer(model, steps=steps)
+
+@patch
+def _judge_tokenizer(self:Job, model, about:dict=None, **facts):
+    "Figures and pictures of a finished tokenizer."
     self._draw_tokenizer(model)
     found, objects = reconstruction_report(model, self.held_out), self.object_patches()
     if objects is not None: found['objects'] = reconstruction_report(model, self.held_out, objects)
-    self._finish('tokenizer', dict(tokenizer=found), steps=steps)
+    self._finish('tokenizer', dict(tokenizer={**(about or {}), **found}), **facts)
+
+@patch
+def _adopt(self:Job):
+    "A tokenizer that was named becomes the run's own, so that all that follows decodes with the one it was pretrained on."
+    if not self.tokenizer_folder or Path(self.tokenizer_folder).resolve() == (self.out/'tokenizer').resolve(): return
+    named, begun = self.tokens_of(), 'pretrain' in self.state['stages']
+    if (self.out/'tokenizer').exists() and content_key(read_tokenizer(self.out/'tokenizer')) == content_key(named): return
+    if begun or self.done('tokenizer') and 'taken' not in self.state['stages']['tokenizer']:
+        raise ConfigError(f'{self.out} has a tokenizer of its own, which is not the one in {self.tokenizer_folder}: choose another --out')
+    named.save_pretrained(self.out/'tokenizer')
+    self._judge_tokenizer(named, taken=str(self.tokenizer_folder))
 
 @patch
 def _steps(self:Job, stage:str, recipe_steps:int, seconds, minutes:float=None, limit:float=None)->int:
@@ -361,7 +377,7 @@ def _spread(count:int, wanted:int)->torch.Tensor:
     "Row numbers spread evenly over `count` rows."
     return torch.linspace(0, count - 1, min(wanted, count)).long()
 
-# %% ../nbs/09_main_job.ipynb #9176734a
+# %% ../nbs/09_main_job.ipynb #2dcd19c7
 @patch
 @_alone
 def pretrain(self:Job,
@@ -372,6 +388,7 @@ def pretrain(self:Job,
     _check_minutes(minutes)
     if self.done('pretrain'): return print(f'pretrain: done before, see {self.out}/trunk')
     self.open()
+    self._adopt()
     recipe, tokenizer = self.recipe, self.tokens_of()
     cache = cache_tokens(tokenizer, self.pictures, self.out/'tokens', progress=Progress('tokens'))
     views = TwoViews(recipe.image_size, scale=(recipe.crops, 1)) if recipe.crops else None

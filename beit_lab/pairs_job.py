@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PAIR_RECIPES', 'PAIR_MINUTES', 'PAIR_SHARES', 'PAIR_FILES', 'PAIR_CHOICES', 'PairRecipe', 'PairJob']
 
-# %% ../nbs/09_pairs_job.ipynb #1ad8e486
-from dataclasses import dataclass
+# %% ../nbs/09_pairs_job.ipynb #9cc4606c
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -157,7 +157,7 @@ def _learner(self:PairJob, task, kinds:dict, held:dict, counts:dict, name:str):
     config = lambda steps: TrainConfig(steps, sum(counts.values()), r.lr, warmup_steps=max(10, steps//20), piece=piece_of(steps), seed=self.seed)
     return lambda steps: mdm_learner(self.model_start(task), kinds, held, counts, config(steps), judged=4, progress=Progress(name))
 
-# %% ../nbs/09_pairs_job.ipynb #13fee838
+# %% ../nbs/09_pairs_job.ipynb #170b1376
 @patch
 @_alone
 def pretrain(self:PairJob,
@@ -168,6 +168,7 @@ def pretrain(self:PairJob,
     _check_minutes(minutes)
     if self.done('pretrain'): return print(f'pretrain: done before, see {self.out}/model')
     self.open()
+    self._adopt()
     words = self.words()
     task = self.task(words)
     kinds, held = self.kinds(words, task)
@@ -195,7 +196,7 @@ def _judge_pairs(self:PairJob, learn, kinds:dict, words:TextTokenizer)->dict:
     return dict(steps=log[-1]['step'], rows_seen=log[-1]['images'], parts=parts, vocab_size=words.vocab_size, **{k: getattr(self.recipe, k) for k in
                 ('mask_kind', 'mask_ratio', 'text_kind', 'pair_text_ratio', 'pair_hides', 'attention', 'joint_layers', 'batch_size', 'alone')})
 
-# %% ../nbs/09_pairs_job.ipynb #8d50b36e
+# %% ../nbs/09_pairs_job.ipynb #949b1d6e
 @patch
 @_alone
 def twin(self:PairJob,
@@ -208,6 +209,7 @@ def twin(self:PairJob,
     self.open()
     words, (said, held_said) = self.words(), self.spoken()
     task = self.task(words)
+    if not self.recipe.alone: task = replace(task, weights=(0., 1., 1.)) # the model reads no text alone, and its twin nothing else
     texts, held = (dict(texts=Texts(rows, words, task, task.pair_text_ratio)) for rows in (said, held_said))
     make = self._learner(task, texts, held, dict(texts=self.recipe.batch_size//2 + self.recipe.alone), 'twin')  # words are hidden in every second pair
     steps = self._steps('twin', self.state['stages']['pretrain']['steps'], lambda: seconds_per_step(make(PIECE)), minutes, limit)

@@ -301,17 +301,17 @@ def _differing(a:dict, b:dict, prefix:str=''):
             if found := _differing(x, y, f'{prefix}{key}.'): return found
         elif x != y: return prefix + key
 
-# %% ../nbs/00_training.ipynb #4380659e
+# %% ../nbs/00_training.ipynb #7aa14ab5
 def seconds_per_step(
     learn:Learner,  # a Learner of the same kind as the one to be run; it is used up
     steps:int=8,    # timed, after two that warm up
 )->float:           # of the fastest: others may be busy on this machine now, and not later
     "How long a training step takes here."
     model, data = learn.model.train(), learn.dls.train.dataset
-    optimiser, times = adamw(decay_groups(model), learn.plan), []
+    optimiser, times, device = adamw(decay_groups(model), learn.plan), [], next(model.parameters()).device
     for t in range(steps + 2):
         start = time.perf_counter()
-        *inputs, targets = data[t]
+        *inputs, targets = (x.to(device) if isinstance(x, torch.Tensor) else x for x in data[t])
         loss = learn.loss_func(model(*inputs), targets)
         loss.backward()
         optimiser.step(); optimiser.zero_grad()

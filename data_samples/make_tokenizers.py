@@ -26,7 +26,7 @@ from beit_lab.codebook.distill import distill_learner, train_painter, train_vqkd
 from beit_lab.codebook.dvae import dvae_config, dvae_learner, train_dvae
 from beit_lab.codebook.health import codebook_health, position_bits
 from beit_lab.codebook.teachers import open_teacher
-from beit_lab.core import as_floats, generator, lab_device, read_json, samples, write_json
+from beit_lab.core import ConfigError, as_floats, generator, lab_device, read_json, samples, write_json
 from beit_lab.data.loaders import TwoViews
 from beit_lab.heads.classify import probe_arms
 from beit_lab.heads.probes import code_features, linear_predict, row_shares, trunk_features
@@ -89,7 +89,7 @@ KINDS = {
     'dvae': ('dvae', {}), 'vqkd': ('vqkd', {}),
 }
 REFERENCES = ('untrained', 'pixels')                               # the trunk as it starts, and a trunk that predicts pixels: no tokenizer at all
-PACE = dict(cpu=dict(vq_cosine=1.03, vq_dim_64=1.05, vq_unrevived=0.9, gumbel=1.9, fsq=0.87, fsq_1000=0.82, lfq=0.94), cuda={}) # time of a step, in steps of vq (from --plan); cuda: not measured yet, so equal steps
+PACE = dict(cpu=dict(vq_cosine=1.03, vq_dim_64=1.05, vq_unrevived=0.9, gumbel=1.9, fsq=0.87, fsq_1000=0.82, lfq=0.94), cuda={}) # time of a step, in steps of vq (from --plan); what is missing has to be measured first
 QUICK = dict(tokenizer_steps=10, pretrain_steps=10, pictures=300, held_out=64)
 
 
@@ -108,7 +108,9 @@ class Arm:
 
     def tokenizer_steps(self):
         if self.quick: return QUICK['tokenizer_steps']
-        return 10*max(1, round(TOKENIZER_STEPS/PACE[lab_device().type].get(self.name, 1.)/10))
+        pace = {'vq': 1., **PACE[lab_device().type]}
+        if self.name not in pace: raise ConfigError(f'no pace is known of {self.name} on {lab_device().type}: measure it with --plan, and write it into PACE')
+        return 10*max(1, round(TOKENIZER_STEPS/pace[self.name]/10))
 
     def tokenizer(self):
         "Learnt, or read where it was learnt before."
@@ -217,9 +219,9 @@ def pace(learners, rounds=7):
     for learn in learners.values(): learn.create_opt()
     for t in range(rounds + 2):
         for name, learn in learners.items():
-            *inputs, targets = learn.batches[t]
             wait()
             start = time.perf_counter()
+            *inputs, targets = [x.to(lab_device()) for x in learn.dls.train.dataset[t]]     # with what a teacher sees
             learn.loss_func(learn.model(*inputs), targets).backward()
             learn.opt.step(); learn.opt.zero_grad()
             wait()
@@ -232,7 +234,6 @@ def on_device(learn):
     learn.model.to(lab_device()).train()
     for callback in learn.cbs:
         if hasattr(callback, 'per_step'): callback.before_fit()
-    learn.batches = [[x.to(lab_device()) for x in learn.dls.train.dataset[t]] for t in range(10)]
     return learn
 
 

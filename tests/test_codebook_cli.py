@@ -65,6 +65,9 @@ def test_several_pictures_and_the_shipped_tokenizer(picture, tmp_path, capsys):
     (['codebook', 'SHIPPED'], 'name pictures with --data'),
     (['codebook', 'SHIPPED', '--data', 'nowhere'], 'there is no'),
     (['codebook', 'SHIPPED', '--data', 'digits', '--image-size', '30'], 'do not divide'),
+    (['tokenizer', '--kind', 'dvae', '--minutes', 'nan'], 'minutes'),
+    (['tokens', 'PICTURE', '--image-size', '-8'], 'at least 1'),
+    (['codebook', 'SHIPPED', '--data', 'digits', '--image-size', '-8'], 'at least 1'),
     (['tokenizer', '--kind', 'magic'], 'choose vq, gumbel, fsq, lfq'),
     (['tokenizer', '--kind', 'fsq', '--codebook-size', '500'], 'no levels are known for 500 codes'),
     (['tokenizer', '--kind', 'lfq', '--codebook-size', '500'], 'try 256')])
@@ -102,3 +105,25 @@ def test_verdicts():
 
 def test_help_and_table_name_the_commands():
     for command in ('tokens', 'codebook', 'tokenizer'): assert command in cli.COMMANDS and f'beit-lab {command} ' in cli.HELP
+
+
+def test_a_run_is_judged_on_what_it_held_out(tmp_path, monkeypatch):
+    "What the run opened is opened again, and split as it was."
+    from beit_lab.main_job import Job
+    from beit_lab.show import codebook_report
+    job = Job('scenes', tmp_path/'run', 3, tokenizer_steps=1, pictures=40, held_out=10)
+    monkeypatch.setattr(Job, 'sources', dict(scenes='scenes:60'))
+    job.tokenizer()
+    asked = []
+    monkeypatch.setattr(codebook_report, 'write_codebook_report', lambda tokenizer, images, *rest: asked.append(images))
+    codebook_report.report_of_folder(tmp_path/'run')
+    learnt, held = {p.numpy().tobytes() for p in job.pictures}, [p.numpy().tobytes() for p in asked[0]]
+    assert len(held) and not learnt & set(held) and held[:len(job.held_out)] == [p.numpy().tobytes() for p in job.held_out]
+
+
+def test_a_tokenizer_that_cannot_paint_has_a_report(tmp_path):
+    from beit_lab.codebook.dvae import DVAE, dvae_config
+    from beit_lab.show.codebook_report import write_codebook_report
+    images = (torch.rand(6, 3, 32, 32)*255).byte()
+    page = write_codebook_report(DVAE(dvae_config('nano', draws=False)).eval(), images, tmp_path/'codebook.html').read_text(encoding='utf-8')
+    assert 'does not paint' in page

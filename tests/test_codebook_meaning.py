@@ -72,3 +72,14 @@ def test_places():
     bits = place_bits(tokens, 4)
     entropy = lambda *shares: -sum(s*math.log2(s) for s in shares)
     assert bits[:3].tolist() == pytest.approx([2, 2 - entropy(2/3, 1/3), 2 - entropy(1/3, 2/3)], abs=1e-6) and torch.isnan(bits[3])
+
+
+@pytest.mark.parametrize('kind', ['fsq', 'gumbel', 'lfq', 'vq'])
+def test_a_way_in_words_begins_and_ends_where_it_should(kind):
+    "Whatever the codebook, a picture's own codes are the nearest to themselves."
+    from beit_lab.codebook.autoencode import tokenizer_config
+    torch.manual_seed(0)
+    model = VQVAE(tokenizer_config('nano', kind=kind)).eval()
+    first, second = torch.randint(model.codebook_size, (2, 3, 3), generator=generator('ways', kind))
+    way = between(model, first, second, 3, spoken=True)
+    assert torch.allclose(way[0], model.decode(first[None])[0], atol=1e-6) and torch.allclose(way[-1], model.decode(second[None])[0], atol=1e-6)

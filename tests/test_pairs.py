@@ -1,10 +1,11 @@
 "Pictures with captions, from the command line and from Python: what it makes, what it answers, and the sentence that every mistake costs."
-import json, shutil
+import json, math, shutil
 
 import pytest, torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from beit_lab.codebook.cache import content_key, read_tokenizer
 from beit_lab.core import ConfigError, DataError
 from beit_lab.data.language import exact_caption
 from beit_lab.data.scenes import scene
@@ -92,7 +93,11 @@ def test_mistakes_cost_a_sentence(run, tmp_path):
     refused('fill', 'a ___ star', '--image', tmp_path/'none.png', '--model', run, says='none.png')
     refused('fill', 'a red star', '--hide', '2-5:3-6', '--model', run, says='give --image')
     refused('fill', 'a red star', '--image', tmp_path/'none.png', '--hide', '2-9:3-6', '--model', run, says='names no patches of a grid of 8 rows')
+    refused('fill', 'a ___ star', '--best', '0', '--model', run, says='best must lie between 1 and')
     refused('embed', '--model', run, says='nothing to embed')
+    (tmp_path/'old.txt').write_bytes('été'.encode('latin-1'))
+    refused('embed', '--text', tmp_path/'old.txt', '--model', run, says='is no text in UTF-8')
+    refused('pretrain', '--objective', 'mdm', '--data', 'emoji', '--pairs', 'scenes:50:2', '--out', tmp_path/'x', says='give one of them')
     refused('demo', '--objective', 'both', says="objective 'both' is unknown")
     refused('pretrain', '--objective', 'mdm', '--mode', 'visible', '--out', tmp_path/'x', says='--mode is not for --objective mdm')
     refused('pretrain', '--images', 'emoji', '--out', tmp_path/'x', says='--images is not for --objective mim')
@@ -124,3 +129,22 @@ def test_more_text_and_pictures(run, tmp_path):
     make().pretrain()
     assert 'guess_nats' in json.loads((tmp_path/'run/metrics.json').read_text())['pretrain']['parts']['texts_language']
     with pytest.raises(ConfigError, match='holds a run with'): PairJob('scenes:60:2', tmp_path/'run', text=str(tmp_path), **SMALL)
+    assert content_key(read_tokenizer(tmp_path/'run/tokenizer')) == content_key(read_tokenizer(run/'tokenizer'))  # the one that was named is the run's own now
+    assert 'psnr_db' in json.loads((tmp_path/'run/metrics.json').read_text())['tokenizer'] and make().done('tokenizer')
+
+
+def test_another_tokenizer_is_not_slipped_in(run, tmp_path):
+    own = PairJob('scenes:60:2', tmp_path/'run', **SMALL)
+    own.tokenizer(limit=math.inf)
+    with pytest.raises(ConfigError, match='a tokenizer of its own'): PairJob('scenes:60:2', tmp_path/'run', tokenizer_folder=run/'tokenizer', **SMALL).pretrain()
+
+
+@pytest.mark.parametrize('alone, weight', [(4, 0.5), (0, 1.)])
+def test_a_twin_learns_whatever_the_mixture(run, tmp_path, monkeypatch, alone, weight):
+    from beit_lab import pairs_job
+    made, real = [], pairs_job.mdm_learner
+    monkeypatch.setattr(pairs_job, 'mdm_learner', lambda *args, **how: made.append(real(*args, **how)) or made[-1])
+    job = PairJob('scenes:60:2', tmp_path/'run', tokenizer_folder=run/'tokenizer', **{**SMALL, 'alone': alone})
+    job.pretrain()
+    job.twin()
+    assert made[-1].loss_func.weights['texts', 'language'] == weight

@@ -1,4 +1,6 @@
 "Masked data modelling: a batch is nothing but its samples, on one process or several, stopped or not."
+import math
+
 import pytest, torch
 from fastai.callback.core import Callback
 
@@ -193,3 +195,29 @@ def test_what_cannot_work_is_refused():
     with pytest.raises(ConfigError, match='pair_hides'): MDMConfig(task.trunk, pair_hides='none')
     with pytest.raises(ConfigError, match='must name the same'): MixedSteps(kinds, dict(pictures=3))
     assert (kinds['texts'].draw(torch.arange(4), 0, 0)[2]['language'] != IGNORE).any()
+
+
+def test_batches_without_a_kind_of_blank_do_not_count():
+    "Of a few pairs, some judged batches hide no words: the mean is over those that do."
+    from types import SimpleNamespace
+
+    from beit_lab.pretrain.masked_learner import OverBlanks, filled, surprise
+    batch = lambda truth: SimpleNamespace(pred=dict(pairs=dict(language=torch.eye(3)[None, :sum(t >= 0 for t in truth)]*9)), yb=(dict(pairs=dict(language=torch.tensor([truth]))),), to_detach=lambda t: t)
+    for measure, expected in ((filled, 1.), (surprise, -math.log(1/(1 + 2*math.exp(-9.))))):
+        metric = OverBlanks(measure('pairs', 'language'))
+        metric.reset()
+        metric.accumulate(batch([-100, -100]))
+        assert math.isnan(metric.value)
+        metric.accumulate(batch([0, 1]))
+        metric.accumulate(batch([-100, -100]))
+        assert abs(metric.value - expected) < 1e-6
+
+
+@pytest.mark.parametrize('grid', [(8, 8), (12, 12), (14, 14)])
+def test_patches_of_an_object_on_any_grid(grid):
+    from beit_lab.data.scenes import scene
+    from beit_lab.pretrain.looking import object_patches
+    masks = torch.stack([torch.as_tensor(scene(i).instance_mask) for i in range(20)])
+    found = object_patches(masks, grid)
+    assert found.shape == (20, *grid) and found.any((1, 2)).all() and not found.all((1, 2)).any()
+    if grid == (8, 8): assert all((found[i].repeat_interleave(8, 0).repeat_interleave(8, 1) | (m == 0)).any() for i, m in enumerate(masks))

@@ -115,3 +115,17 @@ def test_own_weights_and_any_picture():
     emoji = load_weights('emoji')
     painter = paint_mask(torch.rand(3, 50, 70), weights=(emoji.tokenizer, emoji.model))
     assert isinstance(painter, MaskPainter) and painter.held['picture'].shape == (3, 32, 32)
+
+
+def test_a_run_with_another_kind_of_tokenizer(tmp_path):
+    "A dVAE that fits the model paints as a vq does."
+    import shutil
+
+    from beit_lab.codebook.dvae import DVAE, dvae_config
+    from beit_lab.core import samples
+    from beit_lab.show.masks import MaskPainter, paint_mask
+    shutil.copytree(samples('weights/emoji/model'), tmp_path/'run/model')
+    torch.manual_seed(0)
+    DVAE(dvae_config('tiny')).save_pretrained(tmp_path/'run/tokenizer')
+    painter = paint_mask(weights=tmp_path/'run')
+    assert isinstance(painter, MaskPainter), painter.told()

@@ -329,7 +329,7 @@ class TellProgress(Callback):
         if self.training and (step % self.every == 0 or step == steps):
             self.progress(step, steps, dict(loss=self.loss.item(), codes_used=len(self.pred[1].codes.unique())))
 
-# %% ../../nbs/02_codebook/03_autoencode.ipynb #01355a49
+# %% ../../nbs/02_codebook/03_autoencode.ipynb #9baba941
 def tokenizer_learner(
     images:torch.Tensor,    # (N, C, H, W) uint8
     config:VQVAEConfig,     # the tokenizer to train
@@ -345,7 +345,7 @@ def tokenizer_learner(
     check_images(images, config.patch_size, config.channels)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = Autoencoder(replace(config, seed=seed))
+        model = Autoencoder(replace(config, seed=seed)).to(lab_device())
     few = images[torch.randperm(len(images), generator=generator(seed, 'start'))[:start_images]]
     per_step = math.prod(model.grid(images.shape[-2:]))*batch_size
     piece = piece_within(steps)
@@ -370,7 +370,7 @@ def train_tokenizer(
     learn = tokenizer_learner(images, config, steps, seed, progress=progress, **kwargs)
     return train(learn, checkpoint, dict(tokenizer=asdict(config))).model.finished()
 
-# %% ../../nbs/02_codebook/03_autoencode.ipynb #cca37049
+# %% ../../nbs/02_codebook/03_autoencode.ipynb #6ae3cf41
 @patch
 @torch.no_grad()
 def code_tiles(self:VQVAE,
@@ -380,7 +380,7 @@ def code_tiles(self:VQVAE,
     "What each code looks like: its own mean decoded patch."
     alone = torch.arange(self.codebook_size, device=self.codebook.device)
     p = self.patch_size
-    tiles = self.decode(repeat(alone, 'k -> k 3 3'))[..., p:2*p, p:2*p]
+    tiles = torch.cat([self.decode(repeat(some, 'k -> k 3 3'))[..., p:2*p, p:2*p] for some in alone.split(batch_size)])
     if images is None: return tiles
     counts, sums = torch.zeros(self.codebook_size), torch.zeros(self.codebook_size, tiles[0].numel())
     for batch in images.split(batch_size):

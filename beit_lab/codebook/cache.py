@@ -49,17 +49,17 @@ class TokenCache:
         "The tokens of some pictures, each plain or mirrored."
         return self.tokens[indices, mirrored.long()].long()
 
-# %% ../../nbs/02_codebook/06_cache.ipynb #21baac3b
+# %% ../../nbs/02_codebook/06_cache.ipynb #e5af4024
 def content_key(
-    tokenizer,           # a module with the tokenizer contract
-    images:torch.Tensor, # (N, C, H, W)
-)->str:                  # 32 hexadecimal digits
+    tokenizer,                # a module with the tokenizer contract, or any other
+    images:torch.Tensor=None, # (N, C, H, W)
+)->str:                       # 32 hexadecimal digits
     "A hash of configuration, weights and pictures: equal keys mean equal tokens."
     digest = hashlib.blake2b(digest_size=16)
     config = getattr(tokenizer, 'config', None)
     digest.update(repr((type(tokenizer).__name__, config and sorted(asdict(config).items()))).encode())
     for name, tensor in sorted(tokenizer.state_dict().items()): _feed(digest, name, tensor)
-    _feed(digest, 'images', images)
+    if images is not None: _feed(digest, 'images', images)
     return digest.hexdigest()
 
 def _feed(digest, name:str, tensor:torch.Tensor):

@@ -7,7 +7,7 @@ __all__ = ['VQKDS', 'VQKDConfig', 'vqkd_config', 'VQKD', 'distill_loss', 'Distil
            'distill_learner', 'train_vqkd', 'distill_report', 'Painter', 'PaintedBatches', 'paint_loss',
            'train_painter']
 
-# %% ../../nbs/02_codebook/04_distill.ipynb #e43a7312
+# %% ../../nbs/02_codebook/04_distill.ipynb #5a9e4cb5
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from .autoencode import Decoder, StepBatches, TellProgress, VQVAE, VQVAEConfig, check_images
-from .cache import cache_tokens
+from .cache import cache_tokens, content_key
 from .quantize import EMACodebook, nearest_codes
 from .teachers import Teacher
 from ..core import ConfigError, Saved, as_floats, generator, lab_device
@@ -176,7 +176,7 @@ class FollowCodes(Callback):
     "Tells the codebook how much of the run is done: nothing is revived near its end. (It starts on its own, from the first batch, as in BEiT v2.)"
     def before_batch(self): self.learn.model.quantizer.tend(self.learn.pct_train)
 
-# %% ../../nbs/02_codebook/04_distill.ipynb #2cbbaeb4
+# %% ../../nbs/02_codebook/04_distill.ipynb #e9e85c36
 def distill_learner(
     images:torch.Tensor,    # (N, C, H, W) uint8
     teacher:Teacher,        # what it sees is to be said
@@ -195,6 +195,7 @@ def distill_learner(
         torch.manual_seed(seed)
         model = Distiller(config)
     device, piece = lab_device(), piece_within(steps)
+    model = model.to(device)
     plan = TrainConfig(steps, batch_size, lr, lr/20, max(1, steps//10), weight_decay=1e-4, betas=(0.9, 0.99), piece=piece, seed=seed)
     batches = TaughtBatches(images, teacher.to(device), model.grid(images.shape[-2:]), steps, batch_size, seed)
     cbs = [FollowCodes(), *([TellProgress(progress)] if progress else []), *cbs]
@@ -202,7 +203,7 @@ def distill_learner(
     learn.recorder.valid_metrics = False # what counts is the report, on pictures that were held out
     return learn
 
-# %% ../../nbs/02_codebook/04_distill.ipynb #e36a1fcf
+# %% ../../nbs/02_codebook/04_distill.ipynb #3aaf19ac
 def train_vqkd(
     images:torch.Tensor,      # (N, C, H, W) uint8
     teacher:Teacher,          # what it sees is to be said
@@ -215,7 +216,7 @@ def train_vqkd(
 )->VQKD:                      # trained, in evaluation mode; it cannot draw yet, see `train_painter`
     "Learn a visual language from what a teacher sees."
     learn = distill_learner(images, teacher, config, steps, seed, progress=progress, **kwargs)
-    return train(learn, checkpoint, dict(vqkd=asdict(learn.model.config), pictures=len(images))).model.finished()
+    return train(learn, checkpoint, dict(vqkd=asdict(learn.model.config), pictures=len(images), teacher=content_key(teacher))).model.finished()
 
 # %% ../../nbs/02_codebook/04_distill.ipynb #a77dfbba
 @torch.no_grad()

@@ -257,7 +257,7 @@ def start_words(self:DVAE,
     main = F.pad(main/main.std(), (0, self.config.code_dim - main.shape[1]))
     self.decoder.first.weight.copy_(rearrange(main, 'k d -> d k 1 1'))
 
-# %% ../../nbs/02_codebook/03_dvae.ipynb #71e8dec9
+# %% ../../nbs/02_codebook/03_dvae.ipynb #c7909a54
 class Anneal(Callback):
     "Sets temperature and pull, as functions of the step alone, so that a resumed run goes on as it would have."
     def __init__(self, schedule:DVAESchedule): self.schedule = schedule
@@ -286,6 +286,7 @@ def dvae_learner(
         torch.manual_seed(seed)
         model = SoftDVAE(config)
     if start_images: model.start_words(images[torch.randperm(len(images), generator=generator(seed, 'start'))[:start_images]], seed=seed)
+    model = model.to(lab_device())
     piece = piece_within(steps)
     plan = TrainConfig(steps, batch_size, lr, lr/80, max(1, steps//20), weight_decay=1e-4, betas=(0.9, 0.999), piece=piece, seed=seed)
     loaders = step_loaders(StepBatches(images, steps, batch_size, seed), [], piece, lab_device())

@@ -67,7 +67,7 @@ def nearest_neighbours(
     distance = torch.cdist(codebook[codes].double(), codebook.double())
     return distance.scatter(1, codes[:, None], torch.inf).topk(count, largest=False).indices
 
-# %% ../../nbs/02_codebook/07_meaning.ipynb #0a08e6d6
+# %% ../../nbs/02_codebook/07_meaning.ipynb #1b40e24b
 @torch.no_grad()
 def between(
     tokenizer,           # a tokenizer with `codebook`, `quantizer` and `paint`
@@ -80,7 +80,7 @@ def between(
     share = torch.linspace(0, 1, steps, device=tokenizer.codebook.device).view(-1, 1, 1, 1)
     a, b = (tokenizer.codebook[t.to(tokenizer.codebook.device)] for t in (first, second))
     mixed = a + share*(b - a)                                                           # (steps, h, w, D)
-    if spoken: mixed = tokenizer.codebook[tokenizer.quantizer.lookup(rearrange(mixed, 's h w d -> (s h w) d'))].view_as(mixed)
+    if spoken: mixed = tokenizer.codebook[torch.cdist(rearrange(mixed, 's h w d -> (s h w) d'), tokenizer.codebook).argmin(1)].view_as(mixed)
     return tokenizer.paint(mixed).clamp(0, 1)
 
 # %% ../../nbs/02_codebook/07_meaning.ipynb #c2204c70

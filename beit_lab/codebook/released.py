@@ -77,7 +77,7 @@ VQKD_RULES = (*((f'{part}.{ours}', f'{part}.{theirs}') for part in ('encoder', '
 _NOT_NEEDED = {'teacher_model.': 'belongs to the teacher', 'scaling_layer.': 'belongs to the teacher', 'quantize.cluster_size': 'is a statistic of training',
                'quantize.embedding.': 'is a statistic of training'}
 
-# %% ../../nbs/02_codebook/08_released_tokenizers.ipynb #18633f34
+# %% ../../nbs/02_codebook/08_released_tokenizers.ipynb #4cdf2cb1
 @dataclass(frozen=True)
 class TokenizerFile:
     "What files of a tokenizer hold, under our names."
@@ -99,17 +99,18 @@ def tokenizer_kind(
     if {'quantize.embedding.weight', 'encode_task_layer.0.weight'} & names: return 'vqkd'
     if any(re.match(r'blocks\.group_\d+\.', name) for name in names): return 'dvae'
 
-def _names_of(where:str|Path|dict)->list:
+def _names_of(where:str|Path|dict, download:bool=False)->list:
     "Names in a file, none where it is no file of tensors that this notebook reads."
-    try: return list(_read(where))
+    try: return list(_read(where, download))
     except _PickledNetwork: raise
     except WeightsError: return []
 
 def is_tokenizer(
     where:str|Path|dict, # a file, a folder or a dictionary
+    download:bool=False, # or, with this, the name of a repository on the hub
 )->bool:
     "Is this one of the tokenizers that `import_tokenizer` opens?"
-    return tokenizer_kind(_names_of(where)) is not None
+    return tokenizer_kind(_names_of(where, download)) is not None
 
 # %% ../../nbs/02_codebook/08_released_tokenizers.ipynb #2e757347
 def open_tokenizer_file(

@@ -75,16 +75,21 @@ class JointModel(Saved):
         pulled = self._pulled(z, logits, mask) if self.config.pull and painted is not None else pixels.new_zeros(())
         return Joint(painted, quantized, logits, mask, pulled)
 
-# %% ../../nbs/05_pretrain/09_joint.ipynb #d3714d7e
+# %% ../../nbs/05_pretrain/09_joint.ipynb #54cfdc07
 @patch
 def _pulled(self:JointModel, z:torch.Tensor, logits:torch.Tensor, mask:torch.Tensor)->torch.Tensor:
     "How surprising the soft words of the hidden patches are to the trunk, in nats."
     places, valid = hidden_positions(mask)
-    hidden = rearrange(z.float(), 'b h w d -> b (h w) d').gather(1, places[..., None].expand(-1, -1, z.shape[-1]))     # (B, M, D)
+    with torch.autocast(z.device.type, enabled=False): shares = self._soft_words(z.float(), places)
+    return (-(shares*logits.detach().float().log_softmax(-1)).sum(-1)*valid).sum()/valid.sum()
+
+@patch
+def _soft_words(self:JointModel, z:torch.Tensor, places:torch.Tensor)->torch.Tensor: # (B, M, K)
+    "How near each word lies to the vectors of some places, as shares; in full precision, for small distances are differences of large numbers."
+    hidden = rearrange(z, 'b h w d -> b (h w) d').gather(1, places[..., None].expand(-1, -1, z.shape[-1]))     # (B, M, D)
     codes = self.words.codebook
     distance = hidden.square().sum(-1, keepdim=True) - 2*hidden @ codes.T + codes.square().sum(1)                     # (B, M, K), squared; cdist has no gradient at 0
-    shares = (-distance/distance.detach().min(-1).values.mean().clamp(min=1e-3)).softmax(-1)
-    return (-(shares*logits.detach().float().log_softmax(-1)).sum(-1)*valid).sum()/valid.sum()
+    return (-distance/distance.detach().min(-1).values.mean().clamp(min=1e-3)).softmax(-1)
 
 @patch
 def finished(self:JointModel)->tuple: # (`VQVAE`, `MaskedImageModel`), in evaluation mode

@@ -6,14 +6,14 @@
 __all__ = ['ATTRIBUTE_WORDS', 'FUNCTION_WORDS', 'word_blanks', 'content_words', 'words_right', 'Looked', 'paired_interval',
            'looks', 'object_patches', 'with_some_more', 'patch_losses', 'caption_helps']
 
-# %% ../../nbs/05_pretrain/05_looking.ipynb #7e6c1a92
+# %% ../../nbs/05_pretrain/05_looking.ipynb #767e873f
 import re
 from collections import Counter
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce, repeat
+from einops import rearrange, repeat
 
 from ..core import DataError, generator
 from ..data.drawing import COLOURS, SHAPES, TEXTURES
@@ -130,7 +130,7 @@ def looks(
     fill = lambda pictures, model=model: words_right(model, ids, pad, mask, tokenizer.mask_id, pictures)
     return Looked(fill(images), fill(images.roll(1, 0)), fill(None), twin and fill(None, twin))
 
-# %% ../../nbs/05_pretrain/05_looking.ipynb #4d727bbc
+# %% ../../nbs/05_pretrain/05_looking.ipynb #3573e6a5
 def object_patches(
     instance_masks:torch.Tensor, # (N, S, S) uint8, 0 background, i+1 where object i is
     grid:tuple,                  # (h, w) patches
@@ -141,7 +141,7 @@ def object_patches(
     count = masks.flatten(1).amax(1)
     chosen = 1 + (torch.rand(len(masks), generator=draw)*count).long()
     own = (masks == repeat(chosen, 'n -> n 1 1')).float()
-    return reduce(own, 'n (h p) (w q) -> n h w', 'max', h=grid[0], w=grid[1]) > 0
+    return F.adaptive_max_pool2d(own, grid) > 0 # patches that do not divide the scene share its pixels
 
 def with_some_more(
     mask:torch.Tensor,  # (N, h, w) bool, True where hidden

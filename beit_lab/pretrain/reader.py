@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Reader', 'Filled']
 
-# %% ../../nbs/05_pretrain/08_reader.ipynb #1f46cf6b
+# %% ../../nbs/05_pretrain/08_reader.ipynb #56d16d9a
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +14,14 @@ import torch
 from einops import rearrange
 from fastcore.basics import patch
 
-from ..codebook.autoencode import VQVAE
+from ..codebook.cache import read_tokenizer
 from ..core import ConfigError, DataError, lab_device, samples
 from ..data.pictures import image_batch, one_picture
 from ..data.text import TextTokenizer
 from ..masking import hidden_positions
 from .masked_data import MaskedDataModel
 
-# %% ../../nbs/05_pretrain/08_reader.ipynb #ca558eb9
+# %% ../../nbs/05_pretrain/08_reader.ipynb #bcb1c404
 class Reader:
     "A model of pictures and texts, with its two tokenizers."
     def __init__(self,
@@ -42,7 +42,7 @@ class Reader:
         folder = Path(folder)
         if missing := [name for name in ('tokenizer', 'words', 'model') if not (folder/name).is_dir()]:
             raise ConfigError(f'{folder} has no {missing[0]}/: give the folder of a run of `beit-lab demo --objective mdm`')
-        parts = MaskedDataModel.from_pretrained(folder/'model'), VQVAE.from_pretrained(folder/'tokenizer')
+        parts = MaskedDataModel.from_pretrained(folder/'model'), read_tokenizer(folder/'tokenizer')
         return cls(*(part.to(lab_device()) for part in parts), TextTokenizer.from_pretrained(folder/'words'))
 
     @classmethod
@@ -52,7 +52,7 @@ class Reader:
         "The one that comes with the lab."
         return cls.from_run(samples(f'weights/{name}_pairs'))
 
-# %% ../../nbs/05_pretrain/08_reader.ipynb #bfcd67c3
+# %% ../../nbs/05_pretrain/08_reader.ipynb #5e9a99a0
 @patch
 def pixels(self:Reader,
     images, # what `image_batch` understands
@@ -77,11 +77,18 @@ def embed(self:Reader,
     "Pictures, texts, or pairs of both, as vectors."
     if images is None and texts is None: raise DataError('there is nothing to embed: give images, texts, or both')
     one = one_picture(images) if images is not None else isinstance(texts, str)
-    segments = self.model.trunk.embed(self._inputs(images, texts))
-    states = self.model.trunk.encode(segments)
-    means = [_mean(states[name], segment.pad, skip=1) for name, segment in segments.items()]            # of (B, D)
-    found = torch.stack(means).mean(0)
+    batch = self._inputs(images, texts)
+    count = len(next(iter(next(iter(batch.values())).values())))
+    rows = lambda some: {modality: {name: t[some] for name, t in inputs.items()} for modality, inputs in batch.items()}
+    found = torch.cat([self._vectors(rows(slice(i, i + 256))) for i in range(0, count, 256)])
     return found[0] if one else found
+
+@patch
+def _vectors(self:Reader, batch:dict)->torch.Tensor: # (B, D)
+    "The mean over what each modality has become."
+    segments = self.model.trunk.embed(batch)
+    states = self.model.trunk.encode(segments)
+    return torch.stack([_mean(states[name], segment.pad, skip=1) for name, segment in segments.items()]).mean(0)
 
 @patch
 def _inputs(self:Reader, images, texts, most:int=None)->dict:
@@ -99,7 +106,7 @@ def _mean(states:torch.Tensor, pad:torch.Tensor, skip:int)->torch.Tensor:
     real = rearrange(~pad[:, skip:], 'b n -> b n 1')
     return (states*real).sum(1)/real.sum(1).clamp(min=1)
 
-# %% ../../nbs/05_pretrain/08_reader.ipynb #70db0622
+# %% ../../nbs/05_pretrain/08_reader.ipynb #60760fb1
 _BLANK = re.compile(r'\[MASK\]|<mask>|_{2,}')
 
 @dataclass(frozen=True)
@@ -121,6 +128,8 @@ def fill(self:Reader,
 )->Filled:
     "Fill the blanks of a text."
     ids = self._with_blanks(text)
+    most = self.words.mask_id - self.words.first_word
+    if not 1 <= best <= most: raise ConfigError(f'best must lie between 1 and {most}, the number of word pieces, not {best}')
     inputs = dict(language=dict(tokens=ids, pad_mask=torch.zeros_like(ids, dtype=torch.bool)))
     if image is not None: inputs = dict(vision=dict(pixels=self.pixels([image] if one_picture(image) else image)), **inputs)
     mask = ids == self.words.mask_id

@@ -82,7 +82,7 @@ def _next_steps(name:str)->str:
     return ('<pre>' + html.escape(f'beit-lab tokens a_picture.png --tokenizer FOLDER          # any picture in these words\nbeit-lab tokenizer --kind fsq --data {name} --out runs/fsq # another kind of codebook\n'
                                   f'beit-lab demo --data {name}                               # what a trunk learns from such words') + '</pre>')
 
-# %% ../../nbs/08_show/10_codebook_report.ipynb #3168d5ef
+# %% ../../nbs/08_show/10_codebook_report.ipynb #d8bf0532
 @torch.no_grad()
 def write_codebook_report(
     tokenizer,                      # anything with the tokenizer contract
@@ -93,7 +93,7 @@ def write_codebook_report(
 )->Path:                            # `path`
     "Everything about a codebook as one file."
     tokens = held_out_tokens(tokenizer, images)
-    paints = hasattr(tokenizer, 'code_tiles')
+    paints = hasattr(tokenizer, 'code_tiles') and getattr(tokenizer, 'painter', getattr(tokenizer, 'decoder', tokenizer)) is not None
     tiles = tokenizer.code_tiles(images) if paints else None
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
@@ -106,7 +106,7 @@ def write_codebook_report(
     with atomic_path(path) as temporary: temporary.write_text(page, encoding='utf-8')
     return Path(path)
 
-# %% ../../nbs/08_show/10_codebook_report.ipynb #e232a932
+# %% ../../nbs/08_show/10_codebook_report.ipynb #3a4e114b
 def report_of_folder(
     folder:str|Path,     # of a run, or of a tokenizer
     data:str=None,       # pictures to judge it on; default: the held-out ones of the run
@@ -122,7 +122,8 @@ def report_of_folder(
     size = image_size or usual_size(home, tokenizer)
     tokenizer.grid(size)
     seed = job.get('seed', 0)
-    held = split_source(data or job['data'], seed=seed)[1].images(size)[:2000]
+    known = {} if data else dict(at_most=job['recipe']['pictures'])
+    held = split_source(data or job.get('source', job['data']), seed=seed, **known)[1].images(size)[:2000]
     return write_codebook_report(tokenizer, held, path or home.parent/'codebook.html', data or job['data'], seed)
 
 def _run_of(home:Path)->dict:

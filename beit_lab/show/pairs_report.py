@@ -19,11 +19,11 @@ def _pair_question(out:Path, job:dict, metrics:dict)->str:
     return (f'<p>A picture is spelt in {metrics["tokenizer"]["codebook_size"]} codes, a caption in {p["vocab_size"]} words. Hide {100*p["mask_ratio"]:.0f} % of the patches, '
             f'or {100*p["pair_text_ratio"]:.0f} % of the words, and ask one trunk for what is missing. {hides}{alone} It practised on {p["rows_seen"]:,} rows in {p["steps"]:,} steps.</p>')
 
-# %% ../../nbs/08_show/07_pairs_report.ipynb #4e9b442d
+# %% ../../nbs/08_show/07_pairs_report.ipynb #08b873b7
 _PARTS = dict(pictures_vision='patches of pictures alone', texts_language='words of texts alone', pairs_vision='patches beside a caption', pairs_language='words beside a picture')
 
 def _pair_guessing(out:Path, job:dict, metrics:dict)->str:
-    parts = metrics['pretrain']['parts']
+    parts = {name: p for name, p in metrics['pretrain']['parts'].items() if p['nats'] is not None} # of very few pairs, some blanks are never asked
     rows = [[_PARTS[name], _percent(p['filled']), _percent(p['guess_filled']), f'{p["nats"]:.2f}', f'{p["guess_nats"]:.2f}'] for name, p in parts.items()]
     ahead = all(p['nats'] < p['guess_nats'] for p in parts.values())
     verdict = 'Every kind of blank is filled better than frequencies alone would.' if ahead else 'Not every kind of blank is filled better than frequencies would: it needs more steps, more data, or both.'

@@ -7,7 +7,7 @@ __all__ = ['MARKED', 'PICKED', 'any_picture', 'sample_picture', 'lock_of', 'Load
            'shown_size', 'draw_patches', 'Still', 'figure_picture', 'PatchGrid', 'LabWidget', 'Notice', 'safe_widget',
            'heat_scale']
 
-# %% ../../nbs/08_show/02_patch_grid.ipynb #9bbfdac5
+# %% ../../nbs/08_show/02_patch_grid.ipynb #6560c346
 import html, io, threading
 from base64 import b64encode
 from contextlib import contextmanager
@@ -25,8 +25,8 @@ from einops import reduce, repeat
 from PIL import Image, ImageDraw, ImageFont
 from traitlets import Bool, Bytes, Enum, Float, Int, List, Unicode, validate
 
-from ..codebook.autoencode import VQVAE
-from ..core import INK, ConfigError, DataError, LabError, WeightsError, hatch, lab_device, pixels, read_json, samples
+from ..codebook.cache import read_tokenizer
+from ..core import INK, ConfigError, DataError, LabError, Saved, WeightsError, hatch, lab_device, pixels, read_json, samples
 from ..data.pictures import image_batch
 from ..data.sources import ROLES, open_source
 from ..pretrain.masked_data import MaskedDataModel
@@ -60,7 +60,7 @@ def sample_picture(
     "A shipped picture that no shipped model has learnt from."
     return open_source('emoji' if name.startswith('emoji') else f'scenes:{row + 1}', 'test')[row]['image']
 
-# %% ../../nbs/08_show/02_patch_grid.ipynb #b3cfdf1b
+# %% ../../nbs/08_show/02_patch_grid.ipynb #bf917e61
 _LOCKS, _SHIPPED = WeakKeyDictionary(), WeakValueDictionary()
 
 def lock_of(
@@ -73,7 +73,7 @@ def lock_of(
 class LoadedWeights:
     "A tokenizer and the model that names its tokens."
     name:str
-    tokenizer:VQVAE
+    tokenizer:Saved
     model:torch.nn.Module # a `MaskedImageModel` or a `MaskedDataModel`
 
     def __post_init__(self):
@@ -88,7 +88,7 @@ class LoadedWeights:
     @property
     def lock(self): return lock_of(self.model)
 
-# %% ../../nbs/08_show/02_patch_grid.ipynb #d8545444
+# %% ../../nbs/08_show/02_patch_grid.ipynb #6351a127
 def load_weights(
     where='emoji',   # a shipped name ('emoji', 'scenes', 'emoji_pairs', 'scenes_pairs'), the folder of a run, (tokenizer, model), or `LoadedWeights`
 )->LoadedWeights:
@@ -113,7 +113,7 @@ def _read_weights(folder:Path)->LoadedWeights:
     "Tokenizer and model of one folder; which kind of model, its configuration says."
     stored = read_json(folder/'model'/'config.json')
     kind = MaskedDataModel if isinstance(stored, dict) and stored.get('model') == 'MaskedDataModel' else MaskedImageModel
-    parts = VQVAE.from_pretrained(folder/'tokenizer'), kind.from_pretrained(folder/'model')
+    parts = read_tokenizer(folder/'tokenizer'), kind.from_pretrained(folder/'model')
     return LoadedWeights(folder.name, *(part.to(lab_device()) for part in parts))
 
 # %% ../../nbs/08_show/02_patch_grid.ipynb #faf2eae0

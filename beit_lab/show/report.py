@@ -76,10 +76,10 @@ def _guessing(out:Path, job:dict, metrics:dict)->str:
             + _table(['held-out pictures', 'cross-entropy, nats', 'token accuracy'], rows) + _objects(metrics) + _picture(out/'curve.png', 'The run, and what guessing gives.')
             + (f'<p>{html.escape(p["verdict"])}</p>' + _picture(out/'normal.png', 'Is that normal? This run over the runs that ship with the lab.') if 'verdict' in p else ''))
 
-# %% ../../nbs/08_show/06_report.ipynb #f0159ad8
+# %% ../../nbs/08_show/06_report.ipynb #ebd890a2
 def _objects(metrics:dict)->str:
     "The same figures on the patches that an object touches, where the data knows its objects."
-    if 'objects' not in metrics['pretrain']: return ''
+    if 'objects' not in metrics['pretrain'] or 'objects' not in metrics['tokenizer']: return ''
     p, t = metrics['pretrain']['objects'], metrics['tokenizer']['objects']
     return (f'<p>Backgrounds are easy. On the patches that an object touches, the cross-entropy is {p["loss"]:.2f} (frequencies at each place: {p["unigram_loss"]:.2f}) and '
             f'{_percent(p["token_accuracy"], p["token_accuracy_error"])} of the tokens are named exactly; the tokenizer reaches {_decibel(t["psnr_db"])} there, '
