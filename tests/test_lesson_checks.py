@@ -16,18 +16,18 @@ def cells_of(lesson): return [''.join(cell['source']) for cell in json.loads((LE
 
 
 CELLS, CELLS_2, CELLS_3 = (cells_of(name) for name in ('01_image_as_a_foreign_language', '02_reading_images_and_text_together', '03_touch_the_model'))
-CELLS_5, CELLS_6 = cells_of('05_which_choices_matter'), cells_of('06_what_minutes_buy')
+CELLS_5, CELLS_6, CELLS_7 = (cells_of(name) for name in ('05_which_choices_matter', '06_what_minutes_buy', '07_what_makes_words_meet_pictures'))
 
 
 def check(name, **known):
     "A check function of a lesson, as its cell defines it."
-    source, = [cell for cell in CELLS + CELLS_2 + CELLS_3 + CELLS_5 + CELLS_6 if f'def {name}(' in cell]
+    source, = [cell for cell in CELLS + CELLS_2 + CELLS_3 + CELLS_5 + CELLS_6 + CELLS_7 if f'def {name}(' in cell]
     space = dict(math=math, torch=torch, **known)
     exec(source[:source.index('\nprint(')], space)
     return space[name]
 
 
-@pytest.mark.parametrize('cells', [CELLS, CELLS_2, CELLS_3, CELLS_5, CELLS_6], ids=['first', 'second', 'third', 'fifth', 'sixth'])
+@pytest.mark.parametrize('cells', [CELLS, CELLS_2, CELLS_3, CELLS_5, CELLS_6, CELLS_7], ids=['first', 'second', 'third', 'fifth', 'sixth', 'seventh'])
 def test_exercises_have_a_blank_a_check_and_a_folded_solution(cells):
     assert sum(cell.rstrip().endswith('= ...') for cell in cells) == 3 and sum('<details><summary>Solution' in cell for cell in cells) == 3
     assert sum('prediction = ...' in cell for cell in cells[3:]) + sum('**' in cell and '?**' in cell for cell in cells) >= 3
@@ -61,7 +61,7 @@ def test_ask_for(answer, word): assert word in check('check_ask')(answer)
 def test_factor(answer, word): assert word in check('check_factor', figures=dict(patches_ahead=dict(attributes_hidden=dict(gap=1.))))(answer)
 
 
-@pytest.mark.parametrize('name, right, wrong', [('check_by_chance', 2, 0.05), ('check_steps', 429, 840), ('check_error', 0.679, 0.0068), ('check_epochs', 43.008, 336)])
+@pytest.mark.parametrize('name, right, wrong', [('check_by_chance', 2, 0.05), ('check_steps', 429, 840), ('check_error', 0.679, 0.0068), ('check_epochs', 43.008, 336), ('check_asked', 144, 288), ('check_likelier', 4.953, 1.6)])
 def test_numbers(name, right, wrong):
     assert 'No answer yet' in check(name)(...) and check(name)(right).startswith('Right') and 'is not it' in check(name)(wrong)
 
@@ -73,6 +73,12 @@ def test_clear_and_gained():
     rows = {(arm, seed): dict(finetune=[dict(labels=100, score=score)]) for arm, score in (('minutes_5', 0.3), ('scratch', 0.2)) for seed in (0, 1)}
     gained = check('check_gained', rows=rows, seeds=[0, 1])
     assert 'No answer yet' in gained(...) and gained(10.) == 'Right.' and 'is not it' in gained(0.1)
+
+
+def test_better():
+    runs = {('base', 0): dict(mdm=(1., 0.5)), ('near', 0): dict(mdm=(2., 0.6)), ('far', 0): dict(mdm=(3., 0.5)), ('behind', 0): dict(mdm=(0., 0.1))}
+    better = check('check_better', found=runs, connection=lambda mdm, what: mdm)
+    assert 'No answer yet' in better(...) and better(1) == 'Right.' and 'is not it' in better(2)
 
 
 # The third lesson

@@ -26,3 +26,37 @@ def test_choices_are_complete_and_had_the_same_time():
     for row in CHOICES['rows']:
         pace = CHOICES['pace'][row['data']].get(row['arm'], 1)
         assert abs(row['steps']*pace - CHOICES['base_steps']) <= 5*pace + 1e-6
+
+
+PAIRS = read_json(samples('runs/pair_choices/metrics.json'))
+PAIR_ROWS = {(row['arm'], row['seed']): row['mdm'] for row in PAIRS['rows']}
+SEEDS = sorted({seed for arm, seed in PAIR_ROWS if arm == 'base'})
+
+
+def ahead(arm, seed, group='words_ahead', against='wrong_image'): return PAIR_ROWS[arm, seed][group][against]['gap']
+
+
+def test_every_arm_of_pairs_had_the_same_time():
+    assert {arm for arm, _ in PAIR_ROWS} == set(PAIRS['arms'])
+    for row in PAIRS['rows']:
+        pace = PAIRS['pace'].get(row['arm'], 1)
+        assert abs(row['pretrain']['steps']*pace - PAIRS['base_steps']) <= 5*pace + 1e-6
+
+
+@pytest.mark.parametrize('arm, seed', [key for key in PAIR_ROWS if key[1] in SEEDS])
+def test_what_lesson_07_says(arm, seed):
+    words, patches = ahead(arm, seed), ahead(arm, seed, 'patches_ahead', 'attributes_hidden')
+    base_words, base_patches = ahead('base', seed), ahead('base', seed, 'patches_ahead', 'attributes_hidden')
+    if arm == 'both_hidden' or arm == 'more_alone': assert words < 0.03 < base_words
+    if arm == 'pairs_only': assert words > base_words and PAIR_ROWS[arm, seed]['patch_loss']['no_caption'] > 6.24
+    if arm == 'patches_20': assert patches < 0.05 < base_patches
+    if arm == 'patches_60': assert patches > base_patches
+    if arm == 'words_25': assert words < base_words
+    if arm == 'patches_light': assert patches < base_patches
+    if arm in ('decoupled', 'no_joint_expert'): assert abs(words - base_words) < 0.05
+
+
+@pytest.mark.parametrize('against', ['wrong_image', 'no_image', 'text_only_twin'])
+def test_photographs_help_after_a_longer_run(against):
+    gap = read_json(samples('runs/flickr8k_pairs_longer/metrics.json'))['mdm']['words_ahead'][against]
+    assert gap['gap'] > gap['interval'] > 0
