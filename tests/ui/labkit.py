@@ -188,6 +188,11 @@ FOUND = """async path => {
   window.books = {[path]: panel};
 }"""
 START = "() => { window.running = window.jupyterapp.commands.execute('notebook:run-all-cells'); }"
+ABOVE = """([path, said]) => {
+  const book = window.books[path].content;
+  book.activeCellIndex = book.widgets.findIndex(cell => cell.model.sharedModel.source.includes(said));
+  window.running = window.jupyterapp.commands.execute('notebook:run-all-above');
+}"""
 WAIT = "ms => Promise.race([window.running.then(() => true, () => true), new Promise(done => setTimeout(() => done(false), ms))])"
 IDLE = "path => window.books[path].sessionContext.session?.kernel?.status === 'idle'"
 INTERRUPT = "async path => { await window.books[path].sessionContext.session.kernel.interrupt(); }"
@@ -240,6 +245,12 @@ class Book:
     def start(self):
         "Run all cells, do not wait."
         self.page.evaluate(START)
+        return self
+
+    def run_above(self, said, seconds=180):
+        "Run all cells above the one that says this, and wait."
+        self.page.evaluate(ABOVE, [self.name, said])
+        self.wait(seconds)
         return self
 
     def wait(self, seconds=180):

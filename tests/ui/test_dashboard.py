@@ -91,6 +91,23 @@ def test_stop_is_heard_soon_and_a_dead_thread_says_so(notebook):
     book.shot('dashboard_broken', of=book.panel.locator('.lab-board'))
 
 
+def test_notebook_of_the_lab(notebook):
+    "In the lesson: stopped by a press while it learns, continued by another."
+    book = notebook('nbs/lessons/03_touch_the_model.ipynb').run_above('board.wait()', 300)
+    charts = book.panel.locator('.lab-charts')
+    charts.scroll_into_view_if_needed()
+    still = charts.get_attribute('src')
+    button(book, 'Stop').click()
+    book.until('board.state', 'stopped')
+    expect(status(book)).to_have_text(re.compile('Stopped at step'))
+    assert book.python('0 < board.step < board.steps')
+    button(book, 'Continue').click()
+    book.until('board.state', 'finished', 120)
+    expect(status(book)).to_have_text('✓ Finished.')
+    assert charts.get_attribute('src') != still and book.python('board.live["psnr"][-1][1] > board.view.plain')
+    book.shot('dashboard', of=book.panel.locator('.lab-board'))
+
+
 def test_mistake_is_a_sentence(notebook):
     book = notebook(['from beit_lab.show.dashboard import dashboard\ndashboard(object())']).run()
     assert 'a Learner with a plan' in book.panel.locator('.bl-message').inner_text()
