@@ -106,7 +106,7 @@ def _mean(states:torch.Tensor, pad:torch.Tensor, skip:int)->torch.Tensor:
     real = rearrange(~pad[:, skip:], 'b n -> b n 1')
     return (states*real).sum(1)/real.sum(1).clamp(min=1)
 
-# %% ../../nbs/05_pretrain/08_reader.ipynb #60760fb1
+# %% ../../nbs/05_pretrain/08_reader.ipynb #eba61080
 _BLANK = re.compile(r'\[MASK\]|<mask>|_{2,}')
 
 @dataclass(frozen=True)
@@ -128,8 +128,7 @@ def fill(self:Reader,
 )->Filled:
     "Fill the blanks of a text."
     ids = self._with_blanks(text)
-    most = self.words.mask_id - self.words.first_word
-    if not 1 <= best <= most: raise ConfigError(f'best must lie between 1 and {most}, the number of word pieces, not {best}')
+    if not 1 <= best <= self.words.vocab_size: raise ConfigError(f'best must lie between 1 and {self.words.vocab_size}, the size of the vocabulary, not {best}')
     inputs = dict(language=dict(tokens=ids, pad_mask=torch.zeros_like(ids, dtype=torch.bool)))
     if image is not None: inputs = dict(vision=dict(pixels=self.pixels([image] if one_picture(image) else image)), **inputs)
     mask = ids == self.words.mask_id
