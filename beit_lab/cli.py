@@ -49,7 +49,7 @@ def _check_made(job, kind):
     "Refuse a folder in which a tokenizer of another make is finished."
     from .core import read_json
     if not kind or not job.done('tokenizer'): return
-    made = read_json(job.out/'metrics.json')['tokenizer'].get('kind', job.state['recipe'].get('kind', 'vq'))
+    made = read_json(job.out/'metrics.json').get('tokenizer', {}).get('kind', job.state['recipe'].get('kind', 'vq'))
     if made != kind: raise ConfigError(f'{job.out} holds a finished tokenizer of kind {made}, not {kind}: choose another --out, or start it anew with --force')
 
 

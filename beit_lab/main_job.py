@@ -319,7 +319,7 @@ def tokens_of(self:Job)->Saved:
     if not os.path.exists(folder): raise ConfigError(f'there is no tokenizer in {folder}: run `beit-lab tokenizer --data {self.data} --out {self.out}` first, or name one with --tokenizer')
     return read_tokenizer(folder).to(lab_device())
 
-# %% ../nbs/09_main_job.ipynb #e369544c
+# %% ../nbs/09_main_job.ipynb #46130439
 @patch
 @_alone
 def tokenizer(self:Job,
@@ -353,6 +353,7 @@ def _adopt(self:Job):
     if (self.out/'tokenizer').exists() and content_key(read_tokenizer(self.out/'tokenizer')) == content_key(named): return
     if begun or self.done('tokenizer') and 'taken' not in self.state['stages']['tokenizer']:
         raise ConfigError(f'{self.out} has a tokenizer of its own, which is not the one in {self.tokenizer_folder}: choose another --out')
+    named.decode(named.encode(self.held_out[:1].to(lab_device()))) # one that cannot paint is refused before anything is kept of it
     named.save_pretrained(self.out/'tokenizer')
     self._judge_tokenizer(named, taken=str(self.tokenizer_folder))
 

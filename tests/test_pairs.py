@@ -139,6 +139,13 @@ def test_another_tokenizer_is_not_slipped_in(run, tmp_path):
     with pytest.raises(ConfigError, match='a tokenizer of its own'): PairJob('scenes:60:2', tmp_path/'run', tokenizer_folder=run/'tokenizer', **SMALL).pretrain()
 
 
+def test_a_tokenizer_that_cannot_paint_is_refused_before_anything_is_kept(tmp_path):
+    from beit_lab.codebook.dvae import DVAE, dvae_config
+    DVAE(dvae_config('small', draws=False)).save_pretrained(tmp_path/'mute')
+    with pytest.raises(ConfigError, match='cannot draw'): PairJob('scenes:60:2', tmp_path/'run', tokenizer_folder=tmp_path/'mute', **SMALL).pretrain()
+    assert not (tmp_path/'run/tokenizer').exists()
+
+
 @pytest.mark.parametrize('alone, weight', [(4, 0.5), (0, 1.)])
 def test_a_twin_learns_whatever_the_mixture(run, tmp_path, monkeypatch, alone, weight):
     from beit_lab import pairs_job

@@ -19,7 +19,7 @@ from .masked_data import PARTS, MaskedDataLoss, MaskedDataModel, MixedSteps, bla
 from .objectives import IGNORE, Guesses, at_hidden
 from ..training import TrainConfig, step_loaders, watched_learner
 
-# %% ../../nbs/05_pretrain/03_masked_learner.ipynb #301dc006
+# %% ../../nbs/05_pretrain/03_masked_learner.ipynb #fb0e7949
 def filled(
     kind:str,     # 'pictures', 'texts' or 'pairs'
     modality:str, # 'vision' or 'language'
@@ -48,8 +48,9 @@ def surprise(
 ):                # a metric for a Learner
     "The cross-entropy of the blanks of a kind, nats; its exponential is the perplexity."
     def metric(answers, targets):
-        if modality not in answers.get(kind, {}) or (targets[kind][modality] == IGNORE).all(): return torch.tensor(float('nan'))
-        return blank_losses({kind: {modality: answers[kind][modality]}}, targets)[kind, modality]
+        if modality not in answers.get(kind, {}): return torch.tensor(float('nan'))
+        nats = blank_losses({kind: {modality: answers[kind][modality]}}, targets)[kind, modality] # all processes count together, also those without such blanks
+        return nats if (targets[kind][modality] != IGNORE).any() else nats*math.nan
     metric.__name__ = f'{kind}_{modality}_nats'
     return metric
 

@@ -106,7 +106,7 @@ def write_codebook_report(
     with atomic_path(path) as temporary: temporary.write_text(page, encoding='utf-8')
     return Path(path)
 
-# %% ../../nbs/08_show/10_codebook_report.ipynb #3a4e114b
+# %% ../../nbs/08_show/10_codebook_report.ipynb #9548d5f4
 def report_of_folder(
     folder:str|Path,     # of a run, or of a tokenizer
     data:str=None,       # pictures to judge it on; default: the held-out ones of the run
@@ -122,7 +122,8 @@ def report_of_folder(
     size = image_size or usual_size(home, tokenizer)
     tokenizer.grid(size)
     seed = job.get('seed', 0)
-    known = {} if data else dict(at_most=job['recipe']['pictures'])
+    recipe = job.get('recipe') if isinstance(job.get('recipe'), dict) else {}
+    known = dict(at_most=recipe['pictures']) if not data and 'pictures' in recipe else {}
     held = split_source(data or job.get('source', job['data']), seed=seed, **known)[1].images(size)[:2000]
     return write_codebook_report(tokenizer, held, path or home.parent/'codebook.html', data or job['data'], seed)
 
