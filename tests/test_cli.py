@@ -1,34 +1,23 @@
 "The command line: what it makes, and the sentence that every mistake costs."
-import json, os, shutil, subprocess, sys
-from pathlib import Path
+import json, shutil, subprocess, sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from beit_lab.core import ConfigError, real_data
-from beit_lab.main_job import Job
+from beit_lab.main_job import RECIPES, Job
+from commands import lab, refused
+from tiny_run import prepare
 
-
-def lab(*arguments, cwd=None, **kwargs):
-    "Run the command in a process of its own."
-    environment = {**os.environ, 'OMP_NUM_THREADS': '2'}
-    return subprocess.run([sys.executable, '-m', 'beit_lab.cli', *map(str, arguments)], capture_output=True, text=True, cwd=cwd, env=environment, **kwargs)
-
-
-def refused(*arguments, says):
-    "The command fails with one sentence and without a traceback."
-    result = lab(*arguments)
-    assert result.returncode != 0
-    assert 'Traceback' not in result.stderr, result.stderr
-    assert says in result.stderr, result.stderr
-    assert result.stderr.strip().startswith('beit-lab: ') and len(result.stderr.strip().splitlines()) == 1, result.stderr
+FEW = replace(RECIPES['small'], pictures=400, held_out=64, tested=64, batch_size=32)
 
 
 @pytest.fixture(scope='session')
 def small_run(tmp_path_factory):
     "A whole demo on little data, a few steps a stage."
-    out = tmp_path_factory.mktemp('runs')/'demo'
+    out = prepare(tmp_path_factory.mktemp('runs')/'demo', FEW)
     result = lab('demo', '--data', 'digits', '--out', out, '--minutes', '0.1')
     assert result.returncode == 0, result.stderr[-3000:]
     return out, result
@@ -153,10 +142,11 @@ def test_own_folder_of_pictures(tmp_path):
 def test_interrupt_saves_and_continues(tmp_path):
     "Ctrl-C ends with a sentence; the same command continues and finishes."
     import signal, time
-    command = [sys.executable, '-m', 'beit_lab.cli', 'demo', '--data', 'digits', '--out', str(tmp_path/'run'), '--minutes', '0.5']
+    out = prepare(tmp_path/'run', FEW, tokenizer=10, pretrain=200)
+    command = [sys.executable, '-m', 'beit_lab.cli', 'demo', '--data', 'digits', '--out', str(out)]
     heard = lambda: signal.signal(signal.SIGINT, signal.default_int_handler) # what runs in the background may have been told to ignore Ctrl-C
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
-    state = tmp_path/'run/pretrain_state/state.safetensors'
+    state = out/'pretrain_state/state.safetensors'
     deadline = time.time() + 240
     while not state.exists() and time.time() < deadline and process.poll() is None: time.sleep(0.05)
     process.send_signal(signal.SIGINT)

@@ -98,7 +98,7 @@ def test_no_rectangle_spans_the_grid():
 def test_every_kind_hides_exactly_its_count(kind, h, w, ratio, batch, seed):
     masks = draw_masks(kind, batch, (h, w), ratio, generator(seed))
     assert masks.shape == (batch, h, w) and masks.dtype == torch.bool
-    assert (masks.sum((1, 2)) == round(ratio*h*w)).all()
+    assert (masks.sum((1, 2)) == round(ratio*(h*w))).all()
     assert torch.equal(masks, draw_masks(kind, batch, (h, w), ratio, generator(seed)))
 
 

@@ -12,7 +12,7 @@ from beit_lab.data.scenes import scene
 from beit_lab.main_job import Job
 from beit_lab.pairs_job import PairJob
 from beit_lab.pretrain.reader import Reader
-from test_cli import lab, refused
+from commands import lab, refused
 
 SMALL = dict(held_out=40, batch_size=8, alone=4, tokenizer_steps=20, pretrain_steps=20)
 

@@ -7,10 +7,10 @@ from beit_lab.main_job import RECIPES
 RECIPE = replace(RECIPES['small'], image_size=16, codebook_size=16, batch_size=8, crops=0.5, pictures=64, held_out=16, tested=16)
 
 
-def prepare(out, **steps):
+def prepare(out, recipe=RECIPE, **steps):
     "A folder in which a run on digits has begun: recipe and steps are settled, nothing is done."
     out.mkdir(parents=True)
-    state = dict(data='digits', seed=0, recipe=asdict(RECIPE), stages={stage: dict(steps=count) for stage, count in steps.items()})
+    state = dict(data='digits', seed=0, recipe=asdict(recipe), stages={stage: dict(steps=count) for stage, count in steps.items()})
     (out/'job.json').write_text(json.dumps(state))
     return out
 

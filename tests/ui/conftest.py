@@ -26,19 +26,26 @@ def lab(tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
-def page(lab):
-    with labkit.browser(lab.folder/'profile', lab) as page: yield page
+def chromium():
+    with labkit.driver() as chromium: yield chromium
+
+
+@pytest.fixture(scope='session')
+def page(lab, chromium):
+    with labkit.browser(chromium, lab.folder/'profile', lab) as page: yield page
 
 
 @pytest.fixture
 def notebook(lab, page, request):
-    "`notebook(cells)` or `notebook('nbs/08_show/01_tokens.ipynb')`: a `Book`, not yet run. Afterwards nothing may have been asked from elsewhere."
+    """`notebook(cells)` or `notebook('nbs/08_show/01_tokens.ipynb')`: a `Book`, not yet run. Afterwards nothing may have been asked from elsewhere.
+
+    Cells share a kernel that forgets after each test; with `own` they have one to themselves, as notebooks of the lab do."""
     books = []
-    def open_book(what):
+    def open_book(what, own=False):
         name = f'{request.node.name.split("[")[0]}_{len(books)}.ipynb'
         if isinstance(what, str): (lab.books/name).write_bytes((labkit.ROOT/what).read_bytes())
         else: labkit.write_book(lab.books/name, what)
-        books.append(labkit.Book(lab, page, name))
+        books.append(labkit.Book(lab, page, name, shared=not own and not isinstance(what, str)))
         return books[-1]
     yield open_book
     if getattr(request.node, 'failed', False):

@@ -3,8 +3,9 @@
 A `Lab` is a server with folders of its own, a `browser` refuses and notes every request to elsewhere, and a `Book` is a
 notebook that is open in it: run it, press its widgets, ask its Python what it knows, photograph it, weigh it.
 """
-import ast, json, os, shutil, signal, socket, statistics, subprocess, sys, time, urllib.request
+import ast, json, os, shutil, socket, statistics, subprocess, sys, time, urllib.request
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,9 +65,9 @@ class Lab:
         page.evaluate("() => window.jupyterapp.commands.execute('application:toggle-left-area').catch(() => null)") # more room
         page.add_style_tag(content=CALM)
 
-    def open(self, page, name):
-        "Open a notebook in the page."
-        page.evaluate(OPEN, name)
+    def open(self, page, name, kernel=None):
+        "Open a notebook in the page, with a kernel of its own or one that runs."
+        page.evaluate(OPEN, [name, kernel])
 
     def _environment(self):
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(('JUPYTER', 'IPYTHON', 'MPLBACKEND'))}
@@ -81,9 +82,15 @@ class Lab:
             (self.folder/name).parent.mkdir(parents=True, exist_ok=True)
             (self.folder/name).write_text(json.dumps(value))
 
-    def get(self, path):
-        request = urllib.request.Request(self.url + path, headers={'Authorization': f'token {self.token}'})
+    def get(self, path, **sent):
+        "What the server says to a question, or to what it is sent."
+        request = urllib.request.Request(self.url + path, headers={'Authorization': f'token {self.token}'}, data=json.dumps(sent).encode() if sent else None)
         with urllib.request.urlopen(request, timeout=10) as answer: return json.load(answer)
+
+    @cached_property
+    def kernel(self):
+        "One kernel for many notebooks, one after the other: its libraries are loaded once."
+        return self.get('/api/kernels', name='python3')
 
     def wait(self, seconds=120):
         "Until the server answers."
@@ -104,8 +111,7 @@ class Lab:
         return client
 
     def stop(self):
-        with suppress(ProcessLookupError):
-            for _ in range(2): self.process.send_signal(signal.SIGINT) # the second one says yes
+        self.process.terminate()                                       # heard as a wish to stop, with all kernels
         try: self.process.wait(15)
         except subprocess.TimeoutExpired: self.process.kill(); self.process.wait()
         self.log.close()
@@ -117,7 +123,7 @@ class Notebook7(Lab):
 
     def enter(self, page): page.goto(f'{self.url}/tree?token={self.token}', wait_until='domcontentloaded')
 
-    def open(self, page, name):
+    def open(self, page, name, kernel=None):
         page.goto(f'{self.url}/notebooks/{name}?token={self.token}', wait_until='domcontentloaded')
         page.wait_for_function('() => window.jupyterapp !== undefined')
         page.evaluate(FOUND, name)
@@ -127,12 +133,18 @@ class Notebook7(Lab):
 # ------------------------------------------------------------------------------------------------------------- browser
 
 @contextmanager
-def browser(folder, lab, size=(1100, 1000)):
-    "A page with the lab open; `page.refused` are the addresses it wanted from elsewhere, `page.complaints` the errors of its console."
+def driver():
+    "Playwright itself: a process may have one, for as many browsers as it likes."
     from playwright.sync_api import sync_playwright
-    with sync_playwright() as p:
-        context = p.chromium.launch_persistent_context(str(folder), executable_path=find_chromium(), headless=True, args=FLAGS, reduced_motion='reduce',
-                                                       viewport=dict(width=size[0], height=size[1]), color_scheme='light', locale='en-US', timezone_id='UTC')
+    with sync_playwright() as p: yield p.chromium
+
+
+@contextmanager
+def browser(chromium, folder, lab, size=(1100, 1000)):
+    "A page with the lab open; `page.refused` are the addresses it wanted from elsewhere, `page.complaints` the errors of its console."
+    context = chromium.launch_persistent_context(str(folder), executable_path=find_chromium(), headless=True, args=FLAGS, reduced_motion='reduce',
+                                                 viewport=dict(width=size[0], height=size[1]), color_scheme='light', locale='en-US', timezone_id='UTC')
+    try:
         page = context.pages[0] if context.pages else context.new_page()
         page.refused, page.complaints = [], []
         def gate(route):
@@ -144,8 +156,8 @@ def browser(folder, lab, size=(1100, 1000)):
         page.on('pageerror', lambda e: page.complaints.append(str(e)))
         page.set_default_timeout(60_000)
         lab.enter(page)
-        try: yield page
-        finally: context.close()
+        yield page
+    finally: context.close()
 
 
 def until(ask, want=True, seconds=30):
@@ -172,8 +184,8 @@ def layout(widget, parts):
 
 # ------------------------------------------------------------------------------------------------------------ notebook
 
-OPEN = """async path => {
-  const panel = await window.jupyterapp.commands.execute('docmanager:open', {path, factory: 'Notebook'});
+OPEN = """async ([path, kernel]) => {
+  const panel = await window.jupyterapp.commands.execute('docmanager:open', {path, factory: 'Notebook', ...(kernel ? {kernel} : {})});
   await panel.revealed; await panel.context.ready; await panel.sessionContext.ready;
   await panel.sessionContext.session.kernel.info;
   window.books[path] = panel;
@@ -196,13 +208,14 @@ ABOVE = """([path, said]) => {
 WAIT = "ms => Promise.race([window.running.then(() => true, () => true), new Promise(done => setTimeout(() => done(false), ms))])"
 IDLE = "path => window.books[path].sessionContext.session?.kernel?.status === 'idle'"
 INTERRUPT = "async path => { await window.books[path].sessionContext.session.kernel.interrupt(); }"
-CLOSE = """async path => {
+CLOSE = """async ([path, end]) => {
   const panel = window.books[path];
   delete window.books[path];
-  await panel.sessionContext.shutdown();
+  if (end) await panel.sessionContext.shutdown();
   panel.context.model.dirty = false;
   panel.dispose();
 }"""
+FORGET = "import ipywidgets; ipywidgets.Widget.close_all(); get_ipython().run_line_magic('reset', '-f'); import gc; gc.collect(); del gc"
 THEME = "async theme => { await window.jupyterapp.commands.execute('apputils:change-theme', {theme}); }"
 # Notes how long after the press of a button or key `probe`, an expression over `panel`, has another value; to a frame (17 ms).
 ARM = """probe => {
@@ -230,9 +243,9 @@ def write_book(path, cells):
 
 class Book:
     "A notebook that is open in the lab."
-    def __init__(self, lab, page, name): # `name` as the server knows it
-        self.lab, self.page, self.name = lab, page, name
-        lab.open(page, name)
+    def __init__(self, lab, page, name, shared=False): # `name` as the server knows it; `shared`: in the lab's kernel, which outlives it
+        self.lab, self.page, self.name, self.shared = lab, page, name, shared
+        lab.open(page, name, lab.kernel if shared else None)
         self.client, self.panel = lab.client(name), page.locator(PANEL)
 
     def run(self, seconds=180):
@@ -310,5 +323,7 @@ class Book:
         return kernel/1e6, metrics['JSHeapUsedSize']/1e6
 
     def close(self):
+        "Close the page; a kernel of its own ends, a shared one forgets."
+        self.page.evaluate(CLOSE, [self.name, not self.shared])
+        if self.shared: self.client.execute_interactive(FORGET, silent=True, store_history=False, allow_stdin=False, timeout=60, output_hook=lambda message: None)
         self.client.stop_channels()
-        self.page.evaluate(CLOSE, self.name)

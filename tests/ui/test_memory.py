@@ -23,7 +23,7 @@ LIMIT, WARM, TIMES = 10, 20, 200 # megabytes; interactions before counting begin
 
 @pytest.fixture
 def book(notebook):
-    book = notebook(CELLS).run(400)
+    book = notebook(CELLS, own=True).run(400)
     book.panel.locator('.lab-charts').wait_for()
     return book
 

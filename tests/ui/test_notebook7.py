@@ -18,13 +18,13 @@ CELLS = [LEARNER, "from beit_lab.show.masks import paint_mask\npainter = paint_m
 
 
 @pytest.fixture(scope='module')
-def book(tmp_path_factory):
+def book(tmp_path_factory, chromium):
     "One notebook with all five, in a server and a browser of their own."
     lab = labkit.Notebook7(tmp_path_factory.mktemp('notebook7')/'lab')
     try:
         lab.wait()
         labkit.write_book(lab.books/'five.ipynb', CELLS)
-        with labkit.browser(lab.folder/'profile', lab) as page: yield labkit.Book(lab, page, 'five.ipynb').run(400)
+        with labkit.browser(chromium, lab.folder/'profile', lab) as page: yield labkit.Book(lab, page, 'five.ipynb').run(400)
         assert not page.refused, f'the page asked for {page.refused}'
     finally: lab.stop()
 
