@@ -234,7 +234,8 @@ def main():
             rows.append(row)
             print(f"measured: {row['name']}", flush=True)
     table(rows)
-    write_json(args.out, rows)
+    asked = ''.join(f' --{name}' for name in ['quick'] if args.quick) + (' --only ' + ' '.join(args.only) if args.only != list(PARTS) else '')
+    write_json(args.out, dict(command=f'python benchmarks/bench.py{asked}', threads=torch.get_num_threads(), rows=rows))
     print(f'written to {args.out}')
 
 

@@ -54,7 +54,7 @@ def codebook_step(arm):
     return tokenizer_learner(arm.job.pictures, tokenizer_config('tiny', patch_size=arm.job.recipe.patch_size, **arm.choice), 10, arm.seed)
 
 
-def dvae_shape(arm): return dvae_config('tiny', codebook_size=512)   # its patches have 4 pixels
+def dvae_shape(arm): return dvae_config('tiny', blocks=1, width=16)  # slim, so that it has some hundred steps; its patches have 4 pixels
 
 
 def learn_dvae(arm, steps):
@@ -66,8 +66,9 @@ def dvae_step(arm): return dvae_learner(arm.job.pictures, dvae_shape(arm), 10, a
 
 
 def vqkd_shape(arm):
-    "BEiT v2's tokenizer at lab size."
-    return vqkd_config('tiny', encoder=replace(vqkd_config('tiny').encoder, image_size=arm.job.recipe.image_size, patch_size=arm.job.recipe.patch_size), codebook_size=512)
+    "BEiT v2's tokenizer, slim for the same reason."
+    slim = dict(embed_dim=64, num_heads=2, image_size=arm.job.recipe.image_size, patch_size=arm.job.recipe.patch_size)
+    return vqkd_config('tiny', encoder=replace(vqkd_config('tiny').encoder, **slim))
 
 
 def learn_vqkd(arm, steps):
@@ -79,7 +80,7 @@ def learn_vqkd(arm, steps):
 def vqkd_step(arm): return distill_learner(arm.job.pictures, open_teacher('emoji'), vqkd_shape(arm), 10, arm.seed)
 
 
-# A family says how its tokenizers are learnt (function of arm and steps), how one is read again (folder), and what --plan measures (function of arm that gives a Learner, or None).
+# A family says how its tokenizers are learnt (function of arm and steps), how one is read again (folder), and what --plan measures (function of arm that gives a Learner).
 FAMILIES = dict(codebook=dict(learn=learn_codebook, read=read_tokenizer, step=codebook_step), dvae=dict(learn=learn_dvae, read=read_tokenizer, step=dvae_step),
                 vqkd=dict(learn=learn_vqkd, read=read_tokenizer, step=vqkd_step))
 # kind -> family, and what differs from the base: 512 codes of dimension 16, Euclidean, patch 4
@@ -89,7 +90,7 @@ KINDS = {
     'dvae': ('dvae', {}), 'vqkd': ('vqkd', {}),
 }
 REFERENCES = ('untrained', 'pixels')                               # the trunk as it starts, and a trunk that predicts pixels: no tokenizer at all
-PACE = dict(cpu=dict(vq_cosine=1.03, vq_dim_64=1.05, vq_unrevived=0.9, gumbel=1.9, fsq=0.87, fsq_1000=0.82, lfq=0.94), cuda={}) # time of a step, in steps of vq (from --plan); what is missing has to be measured first
+PACE = dict(cpu=dict(vq_cosine=1.03, vq_dim_64=1.05, vq_unrevived=0.9, gumbel=1.9, fsq=0.87, fsq_1000=0.82, lfq=0.94, dvae=3.36, vqkd=3.17), cuda={}) # time of a step, in steps of vq (from --plan); what is missing has to be measured first
 QUICK = dict(tokenizer_steps=10, pretrain_steps=10, pictures=300, held_out=64)
 
 
@@ -201,11 +202,11 @@ def few_labels(features, labels, splits, count, metric, seed):
     return sum(scores)/len(scores)
 
 
-def plan(data):
+def plan(data, names):
     "Time of a step of each kind beside one of vq."
     learners = {}
-    for name, (family, _) in KINDS.items():
-        if not FAMILIES[family].get('step'): continue
+    for name in ('vq', *(name for name in names if name in KINDS and name != 'vq')):
+        family, _ = KINDS[name]
         arm = Arm(data, name, 0, quick=True)
         arm.open()
         learners[name] = on_device(FAMILIES[family]['step'](arm))
@@ -269,7 +270,7 @@ def main():
     parser.add_argument('--gather', action='store_true', help='only collect what is there')
     parser.add_argument('--quick', action='store_true', help='a few steps of everything, into a folder of their own')
     given = parser.parse_args()
-    if given.plan: return print(json.dumps({lab_device().type: plan(given.data[0])}, indent=1))
+    if given.plan: return print(json.dumps({lab_device().type: plan(given.data[0], given.kinds)}, indent=1))
     for seed in [] if given.gather else given.seeds:
         for data in given.data:
             for name in given.kinds: Arm(data, name, seed, given.quick).run()
