@@ -1,6 +1,6 @@
 """Make data_samples/runs/joint/ : a codebook trained together with the trunk, beside one trained before it, at equal compute and over seeds.
 
-    python data_samples/make_joint.py                     # everything, on the CUDA device if there is one (on two cores about an hour a seed)
+    python data_samples/make_joint.py                     # everything, on the CUDA device if there is one (on one core about fifteen minutes for a seed and a data set)
     python data_samples/make_joint.py --device cpu --seeds 0 --arms apart settle
     python data_samples/make_joint.py --dry-run           # the smallest of everything, in a temporary folder, to see that it runs
     python data_samples/make_joint.py --gather            # only collect what is there
@@ -14,7 +14,7 @@ import argparse, os, tempfile, time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-WORDS, READER, BATCH, MOVING = 1000, 2000, 64, 1400                 # 'moving': from the measured cost of a step, see `steps`
+WORDS, READER, BATCH, MOVING = 500, 1000, 64, 700                 # 'moving': from the measured cost of a step, see `steps`
 ARMS = dict(apart={}, settle=dict(settle=WORDS/READER), moving=dict(settle=1.), pulled=dict(settle=WORDS/READER, pull=0.1), pulled_hard=dict(settle=WORDS/READER, pull=1.))
 
 
