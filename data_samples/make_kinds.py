@@ -74,7 +74,7 @@ def gather():
     rows = {(row['data'], row['kind']): row for row in (read_json(kept/'metrics.json')['rows'] if (kept/'metrics.json').exists() else [])}
     rows |= {(row['data'], row['kind']): row for row in map(read_json, sorted(WORK.glob('*/*/found.json')))}
     write_json(kept/'metrics.json', dict(rows=[rows[key] for key in sorted(rows)]))
-    (kept/'command.txt').write_text('python data_samples/make_kinds.py\n')
+    (kept/'command.txt').write_text('python data_samples/make_kinds.py\n' + ''.join(f"{rows[key]['command']}\n" for key in sorted(rows)))  # and what that ran
 
 
 def main():

@@ -60,3 +60,22 @@ def test_what_lesson_07_says(arm, seed):
 def test_photographs_help_after_a_longer_run(against):
     gap = read_json(samples('runs/flickr8k_pairs_longer/metrics.json'))['mdm']['words_ahead'][against]
     assert gap['gap'] > gap['interval'] > 0
+
+
+KINDS = {(row['data'], row['kind']): row for row in read_json(samples('runs/kinds/metrics.json'))['rows']}
+
+
+def test_every_kind_was_learnt_on_every_set(): assert set(KINDS) == {(data, kind) for data in ('emoji', 'scenes', 'flickr8k') for kind in ('vq', 'fsq', 'lfq', 'gumbel', 'dvae', 'vqkd')}
+
+
+@pytest.mark.parametrize('kind', ['vq', 'fsq', 'lfq'])
+def test_codes_live_on_photographs(kind):
+    "On held-out pictures, with the codebook frozen."
+    assert KINDS['flickr8k', kind]['codebook_usage'] >= 0.9 and KINDS['flickr8k', kind]['perplexity_share'] >= 0.3
+
+
+@pytest.mark.parametrize('kind', ['vq', 'fsq', 'lfq', 'gumbel'])
+def test_codes_mean_something_on_photographs(kind):
+    meaning = KINDS['flickr8k', kind]['meaning']
+    assert meaning['explained'] > 0.5 > 0.02 > meaning['explained_shuffled']
+    assert meaning['psnr_db_as_said'] > meaning['psnr_db_nearest_code'] > meaning['psnr_db_any_code']
