@@ -16,18 +16,18 @@ def cells_of(lesson): return [''.join(cell['source']) for cell in json.loads((LE
 
 
 CELLS, CELLS_2, CELLS_3 = (cells_of(name) for name in ('01_image_as_a_foreign_language', '02_reading_images_and_text_together', '03_touch_the_model'))
-CELLS_5, CELLS_6, CELLS_7 = (cells_of(name) for name in ('05_which_choices_matter', '06_what_minutes_buy', '07_what_makes_words_meet_pictures'))
+CELLS_5, CELLS_6, CELLS_7, CELLS_8 = (cells_of(name) for name in ('05_which_choices_matter', '06_what_minutes_buy', '07_what_makes_words_meet_pictures', '08_which_tokenizer'))
 
 
 def check(name, **known):
     "A check function of a lesson, as its cell defines it."
-    source, = [cell for cell in CELLS + CELLS_2 + CELLS_3 + CELLS_5 + CELLS_6 + CELLS_7 if f'def {name}(' in cell]
+    source, = [cell for cell in CELLS + CELLS_2 + CELLS_3 + CELLS_5 + CELLS_6 + CELLS_7 + CELLS_8 if f'def {name}(' in cell]
     space = dict(math=math, torch=torch, **known)
     exec(source[:source.index('\nprint(')], space)
     return space[name]
 
 
-@pytest.mark.parametrize('cells', [CELLS, CELLS_2, CELLS_3, CELLS_5, CELLS_6, CELLS_7], ids=['first', 'second', 'third', 'fifth', 'sixth', 'seventh'])
+@pytest.mark.parametrize('cells', [CELLS, CELLS_2, CELLS_3, CELLS_5, CELLS_6, CELLS_7, CELLS_8], ids=['first', 'second', 'third', 'fifth', 'sixth', 'seventh', 'eighth'])
 def test_exercises_have_a_blank_a_check_and_a_folded_solution(cells):
     assert sum(cell.rstrip().endswith('= ...') for cell in cells) == 3 and sum('<details><summary>Solution' in cell for cell in cells) == 3
     assert sum('prediction = ...' in cell for cell in cells[3:]) + sum('**' in cell and '?**' in cell for cell in cells) >= 3
@@ -61,7 +61,7 @@ def test_ask_for(answer, word): assert word in check('check_ask')(answer)
 def test_factor(answer, word): assert word in check('check_factor', figures=dict(patches_ahead=dict(attributes_hidden=dict(gap=1.))))(answer)
 
 
-@pytest.mark.parametrize('name, right, wrong', [('check_by_chance', 2, 0.05), ('check_steps', 429, 840), ('check_error', 0.679, 0.0068), ('check_epochs', 43.008, 336), ('check_asked', 144, 288), ('check_likelier', 4.953, 1.6)])
+@pytest.mark.parametrize('name, right, wrong', [('check_by_chance', 2, 0.05), ('check_steps', 429, 840), ('check_error', 0.679, 0.0068), ('check_epochs', 43.008, 336), ('check_asked', 144, 288), ('check_likelier', 4.953, 1.6), ('check_bits', 7.066, 134), ('check_numbers', 9, 16)])
 def test_numbers(name, right, wrong):
     assert 'No answer yet' in check(name)(...) and check(name)(right).startswith('Right') and 'is not it' in check(name)(wrong)
 
@@ -79,6 +79,12 @@ def test_better():
     runs = {('base', 0): dict(mdm=(1., 0.5)), ('near', 0): dict(mdm=(2., 0.6)), ('far', 0): dict(mdm=(3., 0.5)), ('behind', 0): dict(mdm=(0., 0.1))}
     better = check('check_better', found=runs, connection=lambda mdm, what: mdm)
     assert 'No answer yet' in better(...) and better(1) == 'Right.' and 'is not it' in better(2)
+
+
+def test_agreeing():
+    rows = dict(a=(1., 0.1), b=(2., 0.2), c=(3., 0.15))                                    # decibels and probe: a<b and a<c agree, b<c does not
+    agreeing = check('check_agreeing', tokenizers=list(rows), values=lambda data, arm, key: torch.tensor([rows[arm][key == 'probe']]))
+    assert 'No answer yet' in agreeing(...) and agreeing(2/3) == 'Right, of 3 pairs.' and 'is not it' in agreeing(1/3)
 
 
 # The third lesson

@@ -79,3 +79,20 @@ def test_codes_mean_something_on_photographs(kind):
     meaning = KINDS['flickr8k', kind]['meaning']
     assert meaning['explained'] > 0.5 > 0.02 > meaning['explained_shuffled']
     assert meaning['psnr_db_as_said'] > meaning['psnr_db_nearest_code'] > meaning['psnr_db_any_code']
+
+
+TOKENIZERS = read_json(samples('runs/tokenizers/metrics.json'))
+
+
+@pytest.mark.parametrize('row', TOKENIZERS['rows'], ids=lambda row: f"{row['data']}-{row['arm']}-{row['seed']}")
+def test_every_tokenizer_had_the_same_time(row):
+    if 'tokenizer_steps' in row:
+        pace = {'vq': 1., **TOKENIZERS['pace'][row['device']]}[row['arm']]
+        assert abs(row['tokenizer_steps']*pace - TOKENIZERS['tokenizer_steps']) <= 5*pace + 1e-6
+    if row['arm'] != 'untrained': assert row['pretrain_steps'] == TOKENIZERS['pretrain_steps']
+
+
+def test_every_language_teaches():
+    rows = {(row['data'], row['arm'], row['seed']): row for row in TOKENIZERS['rows']}
+    for (data, arm, seed), row in rows.items():
+        if arm != 'untrained': assert row['knn']['trained'] > rows[data, 'untrained', seed]['knn']['trained']
