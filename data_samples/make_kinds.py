@@ -74,7 +74,9 @@ def gather():
     rows = {(row['data'], row['kind']): row for row in (read_json(kept/'metrics.json')['rows'] if (kept/'metrics.json').exists() else [])}
     rows |= {(row['data'], row['kind']): row for row in map(read_json, sorted(WORK.glob('*/*/found.json')))}
     write_json(kept/'metrics.json', dict(rows=[rows[key] for key in sorted(rows)]))
-    (kept/'command.txt').write_text('python data_samples/make_kinds.py\n' + ''.join(f"{rows[key]['command']}\n" for key in sorted(rows)))  # and what that ran
+    ways = sorted({(data, row['minutes']) for (data, _), row in rows.items()})
+    kinds = lambda way: ' '.join(kind for kind in KINDS if (way[0], kind) in rows and rows[way[0], kind]['minutes'] == way[1])
+    (kept/'command.txt').write_text(''.join(f'python data_samples/make_kinds.py --data {way[0]} --kinds {kinds(way)} --minutes {way[1]:g}\n' for way in ways))
 
 
 def main():

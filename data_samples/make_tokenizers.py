@@ -246,7 +246,9 @@ def gather():
     found = [read_json(file) for file in sorted(WORK.glob('*/*/found.json')) if file.parts[-3] != 'quick']
     rows = {(row['data'], row['arm'], row['seed']): row for row in [*before, *found]}
     write_json(kept/'metrics.json', dict(tokenizer_steps=TOKENIZER_STEPS, pretrain_steps=PRETRAIN_STEPS, pace=PACE, kinds=KINDS, few=FEW, rows=[rows[key] for key in sorted(rows)]))
-    (kept/'command.txt').write_text('python data_samples/make_tokenizers.py\n')
+    runs = sorted({(data, seed) for data, _, seed in rows})
+    names = lambda run: ' '.join(name for name in (*REFERENCES, *KINDS) if (run[0], name, run[1]) in rows)
+    (kept/'command.txt').write_text(''.join(f'python data_samples/make_tokenizers.py --data {run[0]} --seeds {run[1]} --kinds {names(run)}\n' for run in runs))
     print(table(list(rows.values())))
 
 

@@ -156,6 +156,13 @@ def test_interrupt_saves_and_continues(tmp_path):
     assert result.returncode == 0 and 'tokenizer: done before' in result.stdout
 
 
+def test_a_process_of_its_own_says_the_same(tmp_path):
+    "What the forks of `commands` cannot see: that loading the libraries says nothing."
+    said = [subprocess.run([sys.executable, '-m', 'beit_lab.cli', *words], capture_output=True, text=True) for words in (['demo', '--data', str(tmp_path/'nowhere')], ['--help'])]
+    forked = [lab('demo', '--data', tmp_path/'nowhere'), lab('--help')]
+    assert [(s.returncode, s.stdout, s.stderr) for s in said] == [(f.returncode, f.stdout, f.stderr) for f in forked]
+
+
 @pytest.mark.skipif(real_data('cifar10') is None, reason='BEIT_LAB_DATA is not set: no real pictures to learn from')
 def test_real_photographs(tmp_path):
     out = tmp_path/'run'

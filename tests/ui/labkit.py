@@ -132,7 +132,7 @@ class Notebook7(Lab):
 
 # ------------------------------------------------------------------------------------------------------------- browser
 
-# What JupyterLab says when a notebook is closed, with its kernel, before a request of its widgets was answered: on a busy machine we are the quicker ones.
+# What JupyterLab may say while we close a notebook with its kernel: a request of its widgets was not answered yet. At any other time it is a complaint.
 UNANSWERED = 'Canceled future for create_subshell_request'
 
 
@@ -156,10 +156,8 @@ def browser(chromium, folder, lab, size=(1100, 1000)):
             if url.startswith((lab.url, 'data:', 'blob:')): return route.continue_()
             page.refused.append(url); route.abort()
         context.route('**/*', gate)
-        def complain(text):
-            if UNANSWERED not in text: page.complaints.append(text)
-        page.on('console', lambda m: complain(m.text) if m.type == 'error' else None)
-        page.on('pageerror', lambda e: complain(str(e)))
+        page.on('console', lambda m: page.complaints.append(m.text) if m.type == 'error' else None)
+        page.on('pageerror', lambda e: page.complaints.append(str(e)))
         page.set_default_timeout(60_000)
         lab.enter(page)
         yield page
