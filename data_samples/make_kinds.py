@@ -5,7 +5,7 @@
     python data_samples/make_kinds.py --gather                       # only collect what is there
 
 Flickr8k needs BEIT_LAB_DATA; its photographs are taken at 112 pixels, 14 by 14 tokens each. Every command has MINUTES, which it turns into steps at the pace of this machine.
-Kept are figures only: decibels, usage and perplexity on held-out pictures, and what the codes mean in numbers (as in the notebook `02_codebook/07_meaning`).
+Kept are figures only: decibels, usage and perplexity on held-out pictures, and what the codes mean in numbers (as in the notebook `02_codebook/09_meaning`).
 """
 import argparse, os, subprocess, sys
 from pathlib import Path
