@@ -24,6 +24,7 @@ def tokenizer(
     out:str='runs/demo',    # gets tokenizer/, pictures and its part of metrics.json
     kind:str=None,          # of tokenizer: vq (running means), gumbel (drawn codes), fsq (rounded numbers), lfq (signs), dvae (DALL-E's) or vqkd (taught, BEiT v2's) (default: vq)
     teacher:str=None,       # for vqkd: emoji, scenes, timm:NAME=FILE, clip:FOLDER, or a file or folder with a trunk (default: the shipped trunk of emoji, for scenes that of scenes)
+    words:str=None,         # for vqkd: folder of a finished VQ-KD, a released one for instance, that is to learn to paint its words; nothing else is learnt
     seed:int=0,             # of everything that is drawn
     minutes:float=None,     # time for this stage
     codebook_size:int=None, # number of codes (default: 512)
@@ -33,8 +34,10 @@ def tokenizer(
 ):
     "Learn a codebook: pictures become grids of discrete tokens."
     if kind is not None and kind not in KINDS: raise ConfigError(f"--kind '{kind}' is unknown: choose {', '.join(KINDS)}")
-    if teacher and kind != 'vqkd': raise ConfigError('--teacher is for --kind vqkd: leave it out, or choose that kind')
-    KINDS[kind or 'vq'](kind, data, out, seed, minutes, force, codebook_size=codebook_size, image_size=image_size, patch_size=patch_size, **_given(teacher=teacher))
+    for option, value in dict(teacher=teacher, words=words).items():
+        if value and kind != 'vqkd': raise ConfigError(f'--{option} is for --kind vqkd: leave it out, or choose that kind')
+    if teacher and words: raise ConfigError('--words are finished, a --teacher has nothing to teach them: leave one of the two out')
+    KINDS[kind or 'vq'](kind, data, out, seed, minutes, force, codebook_size=codebook_size, image_size=image_size, patch_size=patch_size, **_given(teacher=teacher, words=words))
 
 
 def _codebook_job(kind, data, out, seed, minutes, force, **choices):
@@ -53,12 +56,33 @@ def _check_made(job, kind):
     if made != kind: raise ConfigError(f'{job.out} holds a finished tokenizer of kind {made}, not {kind}: choose another --out, or start it anew with --force')
 
 
-def _whole_job(kind, data, out, seed, minutes, force, teacher=None, **choices):
+def _whole_job(kind, data, out, seed, minutes, force, teacher=None, words=None, **choices):
     "The same stage with a tokenizer of another make: DALL-E's dVAE, or VQ-KD and its painter."
     from .main_job import Job, _alone, _check_minutes
     _check_minutes(minutes)
+    finished = words and _finished_words(words)
+    if finished: choices = _shape_of_words(finished, choices)
     job = Job(data, out, seed, force and 'tokenizer', **choices)
-    _alone(_learn_whole)(job, kind, minutes, teacher or ('scenes' if data.partition(':')[0] == 'scenes' else 'emoji'))
+    _alone(_learn_whole)(job, kind, minutes, finished or teacher or ('scenes' if data.partition(':')[0] == 'scenes' else 'emoji'))
+
+
+def _finished_words(folder):
+    "A VQ-KD whose words are to be painted."
+    from .codebook.cache import read_tokenizer
+    from .codebook.distill import VQKD
+    from .core import lab_device
+    tokenizer = read_tokenizer(folder)
+    if not isinstance(tokenizer, VQKD): raise ConfigError(f'{folder} holds a {type(tokenizer).__name__}, which learns its painter with its words: --words takes a VQ-KD')
+    return tokenizer.to(lab_device())
+
+
+def _shape_of_words(tokenizer, choices):
+    "Sizes that were not chosen are those of the tokenizer; those that were must fit."
+    encoder, asked = tokenizer.config.encoder, _given(**choices)
+    fixed = dict(codebook_size=tokenizer.codebook_size, patch_size=encoder.patch_size, image_size=encoder.image_size)
+    for name, size in fixed.items():
+        if asked.get(name, size) != size: raise ConfigError(f'the words were made with a {name} of {size}, not {asked[name]}: leave --{name.replace("_", "-")} out')
+    return fixed
 
 
 def _learn_whole(job, kind, minutes, teacher):
@@ -93,6 +117,7 @@ def _vqkd_stage(job, teacher):
     from .codebook.distill import distill_learner, train_painter, train_vqkd, vqkd_config
     from .codebook.teachers import open_teacher
     from .training import Progress
+    if not isinstance(teacher, str): return _painter_stage(job, teacher)
     recipe, sight = job.recipe, open_teacher(teacher)
     encoder = replace(vqkd_config('tiny').encoder, image_size=recipe.image_size, patch_size=recipe.patch_size)
     config = vqkd_config('tiny', encoder=encoder, codebook_size=recipe.codebook_size)
@@ -100,6 +125,13 @@ def _vqkd_stage(job, teacher):
         words = train_vqkd(job.pictures, sight, config, steps, job.seed, progress, job.out/'tokenizer_state')
         return train_painter(words, job.pictures, max(10, steps//20*10), seed=job.seed, progress=Progress('painter'))
     return (lambda steps: distill_learner(job.pictures, sight, config, steps, job.seed)), trained
+
+
+def _painter_stage(job, words):
+    "The same for the painter alone, of words that are finished."
+    from .codebook.distill import painter_learner, train_painter
+    paint = lambda steps, progress: train_painter(words, job.pictures, steps, seed=job.seed, progress=progress, checkpoint=job.out/'tokenizer_state')
+    return (lambda steps: painter_learner(words, job.pictures, steps, seed=job.seed)), paint
 
 
 KINDS = {kind: _codebook_job for kind in ('vq', 'gumbel', 'fsq', 'lfq')} | dict(dvae=_whole_job, vqkd=_whole_job) # what --kind may be: function(kind, data, out, seed, minutes, force, **choices); other tokenizers join here
@@ -263,7 +295,7 @@ def tokens(
     from .codebook.cache import read_tokenizer
     from .core import lab_device, samples
     from .data.pictures import image_batch
-    from .show.codebook_report import tokens_as_text, usual_size, write_token_pictures
+    from .show.codebook_report import paints, tokens_as_text, usual_size, write_token_pictures
     _check_size(image_size)
     home = Path(tokenizer) if tokenizer else samples('weights/emoji/tokenizer')
     model = read_tokenizer(home).to(lab_device())
@@ -272,7 +304,8 @@ def tokens(
     for number, image in enumerate(images, 1):
         name = Path(image).stem if len({Path(i).stem for i in images}) == len(images) else f'{number}_{Path(image).stem}'
         print(f'{image}\n{tokens_as_text(write_token_pictures(model, image, out, name, size))}\n')
-    print(f'{len(images)} picture{"s" if len(images) > 1 else ""} as tiles and painted again in {out}')
+    count = f'{len(images)} picture{"s" if len(images) > 1 else ""} as tiles'
+    print(f'{count} and painted again in {out}' if paints(model) else f'{count} in {out}; the words of this tokenizer have no pixels, so each is drawn in the mean colour of the patches that it stands for')
 
 
 def codebook(

@@ -390,14 +390,14 @@ def hide(
     cover = repeat(mask, 'h w -> (h ph) (w pw) 1', ph=height//rows, pw=width//columns)
     return np.where(cover, hatch(height, width), large)
 
-# %% ../nbs/00_core.ipynb #6b2230bf
+# %% ../nbs/00_core.ipynb #3c8d7864
 def show_grid(
     rows:list,          # rows of pictures; each row has the same length
     titles:list=(),     # a word under each column
     names:list=(),      # a word left of each row
     cell:float=1.3,     # inches a picture
 ):                      # the figure
-    "Rows of pictures, all of one size, hair-line gaps, a word under each column."
+    "Rows of pictures, all of one size, hair-line gaps and frames (white pictures have an edge too), a word under each column."
     count, width = len(rows), len(rows[0])
     with lab_style():
         figure, axes = plt.subplots(count, width, figsize=(cell*width, cell*count + 0.25*bool(len(titles))), squeeze=False)
@@ -405,7 +405,7 @@ def show_grid(
         for ax, image in zip(axes.flat, (image for row in rows for image in row)):
             ax.imshow(enlarge(image) if image is not None else np.full((128, 128, 3), 255, np.uint8))
             ax.set(xticks=[], yticks=[])
-            ax.spines[:].set_visible(False)
+            ax.spines[:].set(visible=image is not None, color=GUESS, alpha=0.5, linewidth=0.4)
         for ax, title in zip(axes[-1], titles): ax.set_xlabel(title, fontsize=8)
         for ax, name in zip(axes[:, 0], names): ax.set_ylabel(name, fontsize=8)
     return figure

@@ -29,15 +29,15 @@ SETS = dict(flickr8k=('$BEIT_LAB_DATA/flickr8k', '--image-size', '112', '--patch
 def command(data, kind, out, minutes):
     "What is run."
     source, *more = SETS[data]
-    return ['tokenizer', '--kind', kind, '--data', source, '--out', str(out), '--minutes', str(minutes), *more]
+    return ['tokenizer', '--kind', kind, '--data', source, '--out', str(out), '--minutes', f'{minutes:g}', *more]
 
 
 def run(data, kind, minutes):
-    "Learn, judge, write down; nothing if that was done."
+    "Learn, judge, write down; what was done is not done again."
     out = WORK/data/kind
     if (out/'found.json').exists(): return
     words = command(data, kind, out, minutes)
-    subprocess.run([sys.executable, '-m', 'beit_lab.cli', *map(os.path.expandvars, words)], check=True)
+    if not (out/'metrics.json').exists(): subprocess.run([sys.executable, '-m', 'beit_lab.cli', *map(os.path.expandvars, words)], check=True)
     about = dict(data=data, kind=kind, minutes=minutes, threads=torch.get_num_threads(), command='beit-lab ' + ' '.join(command(data, kind, f'runs/{kind}', minutes)))
     write_json(out/'found.json', judged(data, out) | about)
 

@@ -235,3 +235,11 @@ def test_cifar10_reaches_a_useful_quality():
     model = train_tokenizer(_pictures('cifar10', 'train', 5000), tokenizer_config('tiny'), steps=100)
     report = reconstruction_report(model, _pictures('cifar10', 'test', 1000))
     assert report['psnr_db'] > 23.2 and report['codebook_usage'] > 0.97 and report['perplexity'] > 300
+
+
+@pytest.mark.parametrize('shape, says', [((1, 1, 8, 8), 'expected 3 channels, got 1'), ((3, 8, 8), r'expected pictures of shape \(N, 3, H, W\)')])
+def test_every_tokenizer_says_what_it_cannot_read(shape, says):
+    from beit_lab.codebook.distill import VQKD, vqkd_config
+    from beit_lab.codebook.dvae import DVAE, dvae_config
+    for tokenizer in (VQVAE(tokenizer_config('nano')), DVAE(dvae_config('nano')), VQKD(vqkd_config('nano'))):
+        with pytest.raises(DataError, match=says): tokenizer.eval().encode(torch.zeros(shape))

@@ -127,3 +127,55 @@ def test_a_tokenizer_that_cannot_paint_has_a_report(tmp_path):
     images = (torch.rand(6, 3, 32, 32)*255).byte()
     page = write_codebook_report(DVAE(dvae_config('nano', draws=False)).eval(), images, tmp_path/'codebook.html').read_text(encoding='utf-8')
     assert 'does not paint' in page
+
+
+@pytest.fixture(params=['vqkd', 'dvae'])
+def mute(request, tmp_path):
+    "A tokenizer whose words have no pixels: BEiT v2's as it was released, and the encoder of a dVAE."
+    from beit_lab.codebook.distill import VQKD, vqkd_config
+    from beit_lab.codebook.dvae import DVAE, dvae_config
+    torch.manual_seed(0)
+    model = VQKD(vqkd_config('nano', teacher_dim=16)).eval() if request.param == 'vqkd' else DVAE(dvae_config('nano', draws=False)).eval()
+    model.save_pretrained(tmp_path/'mute')
+    return tmp_path/'mute'
+
+
+def test_words_without_pixels_are_printed_and_drawn(mute, picture, tmp_path, capsys):
+    out = lab('tokens', picture, '--tokenizer', mute, '--out', tmp_path/'t', capsys=capsys)
+    tokenizer = read_tokenizer(mute)
+    size = usual_size(mute, tokenizer)
+    rows = [[int(word) for word in line.split()] for line in out.splitlines() if line and all(word.isdigit() for word in line.split())]
+    assert torch.equal(torch.tensor(rows), tokenizer(picture, size)) and 'have no pixels' in out
+    assert [file.name for file in (tmp_path/'t').iterdir()] == ['my picture é_tokens.png']
+    assert lab('codebook', mute, '--data', 'digits', '--out', tmp_path/'page.html', capsys=capsys).startswith('done') and 'does not paint' in (tmp_path/'page.html').read_text(encoding='utf-8')
+
+
+def test_the_usual_size_of_a_trunk_is_that_of_its_positions():
+    from dataclasses import replace
+    from beit_lab.codebook.distill import VQKD, vqkd_config
+    config = vqkd_config('nano', teacher_dim=16)
+    assert usual_size('nowhere', VQKD(replace(config, encoder=replace(config.encoder, image_size=96)))) == 96
+
+
+@pytest.fixture
+def words(tmp_path):
+    from beit_lab.codebook.distill import VQKD, vqkd_config
+    torch.manual_seed(0)
+    VQKD(vqkd_config('nano', teacher_dim=16)).eval().save_pretrained(tmp_path/'words')
+    return tmp_path/'words'
+
+
+def test_finished_words_learn_to_paint(words, picture, tmp_path, capsys):
+    lab('tokenizer', '--kind', 'vqkd', '--words', words, '--data', 'digits', '--out', tmp_path/'run', '--minutes', 0.02, capsys=capsys)
+    before, after = read_tokenizer(words), read_tokenizer(tmp_path/'run/tokenizer')
+    assert before.painter is None and after.painter is not None
+    assert all(torch.equal(value, after.state_dict()[name]) for name, value in before.state_dict().items())      # not a word has changed
+    assert 'painted again' in lab('tokens', picture, '--tokenizer', tmp_path/'run/tokenizer', '--out', tmp_path/'t', capsys=capsys)
+
+
+@pytest.mark.parametrize('more, says', [
+    (['--kind', 'vqkd', '--words', 'WORDS', '--patch-size', '8'], 'made with a patch_size of 4, not 8'), (['--kind', 'fsq', '--words', 'WORDS'], 'is for --kind vqkd'),
+    (['--kind', 'vqkd', '--words', 'WORDS', '--teacher', 'emoji'], 'nothing to teach'), (['--kind', 'vqkd', '--words', 'FSQ'], 'takes a VQ-KD'), (['--kind', 'vqkd', '--words', 'nowhere'], 'no tokenizer in nowhere')])
+def test_words_that_cannot_be_painted(more, says, words, fsq, tmp_path, capsys):
+    more = [dict(WORDS=words, FSQ=fsq).get(word, word) for word in more]
+    assert says in lab('tokenizer', '--data', 'digits', '--out', tmp_path/'run', *more, capsys=capsys) and not (tmp_path/'run').exists()

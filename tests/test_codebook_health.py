@@ -11,7 +11,7 @@ from beit_lab.codebook.autoencode import VQVAE, tokenizer_config, tokenizer_lear
 from beit_lab.codebook.health import (CodebookStats, code_counts, code_perplexity, codebook_health, counts_health, held_out_tokens, plot_frequencies, position_bits, position_counts,
                                       usage_by_process)
 from beit_lab.core import ConfigError, generator
-from beit_lab.training import train
+from beit_lab.training import TrainConfig, train
 
 
 @settings(max_examples=40, deadline=None)
@@ -88,3 +88,19 @@ def test_usage_of_every_process_and_of_all(tmp_path):
         counts, usage = torch.load(tmp_path/f'{rank}.pt', weights_only=True)
         assert counts.tolist() == [5, 2, 0, 1] and usage.tolist() == [0.75, 0.25]
     assert code_perplexity(counts) > code_perplexity(torch.tensor([4, 0, 0, 0]))
+
+
+@pytest.mark.parametrize('which', ['dvae', 'joint'])
+def test_other_learners_can_be_watched(which, one_thread):
+    "A dVAE, which has no layer of its own for its words, and words that are learnt together with a trunk."
+    from beit_lab.codebook.dvae import dvae_config, dvae_learner
+    from beit_lab.pretrain.joint import JointConfig, joint_learner
+    from beit_lab.pretrain.objectives import MIMConfig
+    from beit_lab.trunk.sizes import trunk_config
+    images, stats = (torch.rand(16, 3, 32, 32, generator=generator('watched'))*255).byte(), CodebookStats(every=2)
+    if which == 'dvae': learn = dvae_learner(images, dvae_config('nano'), 4, batch_size=4, cbs=[stats])
+    else:
+        task = MIMConfig(trunk_config('pico', embed_dim=32, depth=1, num_heads=2), 64, 'visible', 'random', 0.75, decoder_dim=32)
+        learn = joint_learner(images, images, JointConfig(tokenizer_config('nano'), task), TrainConfig(4, 4, 1e-3, warmup_steps=1, piece=4), cbs=[stats])
+    train(learn)
+    assert [row['step'] for row in stats.rows] == ([2, 4] if which == 'dvae' else [2]) and all(0 < row['usage'] <= 1 for row in stats.rows)

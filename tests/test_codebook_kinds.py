@@ -79,6 +79,27 @@ def test_lfq_loss_and_gradient(size, temperature):
     assert torch.allclose(ours.grad, theirs.grad, atol=2e-4) if temperature < 100 else torch.isfinite(ours.grad).all() # their cut changes the gradient of rare codes
 
 
+def test_gumbel_is_the_quantizer_of_wav2vec2():
+    "Another library's codebook of drawn codes, with the same scores, noise and temperature: vectors, gradients, and what is said without noise."
+    from transformers import Wav2Vec2Config
+    from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2GumbelVectorQuantizer
+    book = GumbelCodebook(16, 3, hard=True, kmeans_iterations=0)
+    peer = Wav2Vec2GumbelVectorQuantizer(Wav2Vec2Config(num_codevector_groups=1, num_codevectors_per_group=16, codevector_dim=3, conv_dim=(3,), conv_stride=(1,), conv_kernel=(1,)))
+    peer.weight_proj.weight.data, peer.weight_proj.bias.data, peer.codevectors.data = book.weight.data.clone(), book.bias.data.clone(), book.vectors.data[None].clone()
+    book.temperature = peer.temperature = 0.7
+    ours, theirs = noise(1, 200, 3).requires_grad_(), noise(1, 200, 3).requires_grad_()
+    torch.manual_seed(5)
+    out = book.train()(ours).vectors
+    torch.manual_seed(5)
+    expected, _ = peer.train()(theirs)
+    assert torch.allclose(out, expected, atol=1e-6)
+    weights = noise(1, 200, 3, key='weights')
+    (out*weights).sum().backward(); (expected*weights).sum().backward()
+    pairs = ((ours.grad, theirs.grad), (book.weight.grad, peer.weight_proj.weight.grad), (book.bias.grad, peer.weight_proj.bias.grad), (book.vectors.grad, peer.codevectors.grad[0]))
+    for mine, other in pairs: assert mine.abs().sum() > 0 and torch.allclose(mine, other, atol=1e-4)
+    with torch.no_grad(): assert torch.allclose(book.eval()(ours).vectors, peer.eval()(theirs)[0], atol=1e-6)
+
+
 @pytest.mark.parametrize('hard', [False, True])
 def test_gumbel_draws_as_torch_does(hard):
     book = GumbelCodebook(16, 3, hard=hard, kl_weight=0.5, kmeans_iterations=0).train()
@@ -338,3 +359,11 @@ def test_two_processes_are_one(tmp_path):
         if kind != 'lfq': continue
         whole.backward()
         assert torch.allclose(torch.cat([grad, other_grad])/2, z.grad, atol=1e-7) # gradients of processes are averaged
+
+
+def test_ids_do_not_depend_on_training_however_large_the_vectors():
+    for kind, size in dict(lfq=8, fsq=64).items():
+        book = make_codebook(kind, size, 3)
+        book.started = True
+        large = torch.tensor([[3e7, -3e7, 1e7]])[:, :book.code_dim]
+        assert torch.equal(book.train()(large).codes, book.eval()(large).codes)

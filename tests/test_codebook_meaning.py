@@ -1,12 +1,12 @@
 "What codes mean: patches that share one, marks, neighbours, ways between pictures, edits, places; each against a plain loop."
-import math
+import itertools, math
 
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
 from beit_lab.codebook.autoencode import VQVAE
-from beit_lab.codebook.meaning import between, explained_by_codes, mark_code, nearest_neighbours, patches_of, place_bits, replace_words
+from beit_lab.codebook.meaning import between, chance_bits, explained_by_codes, mark_code, nearest_neighbours, patches_of, place_bits, replace_words
 from beit_lab.core import ConfigError, generator, samples
 from beit_lab.data.sources import split_source
 
@@ -37,7 +37,7 @@ def test_marks_leave_their_patches_and_fade_the_rest(pictures, tokenizer):
     code = tokens[4, 4]
     marked, truth = mark_code(pictures[0], tokens, code), pictures[0]/255
     here = (tokens == code).repeat_interleave(4, 0).repeat_interleave(4, 1)
-    assert torch.equal(marked[:, here], truth[:, here]) and torch.allclose(marked[:, ~here], 0.25*truth[:, ~here] + 0.75)
+    assert torch.equal(marked[:, here], truth[:, here]) and torch.allclose(marked[:, ~here], 0.2*truth[:, ~here] + 0.8*0.6)
 
 
 def test_neighbours_by_a_plain_loop():
@@ -71,7 +71,27 @@ def test_places():
     tokens = torch.tensor([[[0, 1], [2, 2]], [[0, 1], [1, 2]]])
     bits = place_bits(tokens, 4)
     entropy = lambda *shares: -sum(s*math.log2(s) for s in shares)
-    assert bits[:3].tolist() == pytest.approx([2, 2 - entropy(2/3, 1/3), 2 - entropy(1/3, 2/3)], abs=1e-6) and torch.isnan(bits[3])
+    by_hand = [2 - chance_by_hand(2, 4), 2 - entropy(2/3, 1/3) - chance_by_hand(3, 4), 2 - entropy(1/3, 2/3) - chance_by_hand(3, 4)]
+    assert bits[:3].tolist() == pytest.approx(by_hand, abs=1e-6) and torch.isnan(bits[3])
+
+
+def chance_by_hand(uses, places):
+    "All ways to put so many uses at places, each as likely as any other."
+    found = []
+    for way in itertools.product(range(places), repeat=uses):
+        shares = [way.count(place)/uses for place in set(way)]
+        found.append(math.log2(places) + sum(s*math.log2(s) for s in shares))
+    return sum(found)/len(found)
+
+
+@pytest.mark.parametrize('uses, places', [(1, 4), (2, 4), (5, 3), (6, 4)])
+def test_what_chance_shows(uses, places): assert chance_bits(uses, places) == pytest.approx(chance_by_hand(uses, places), abs=1e-9)
+
+
+def test_random_places_tell_nothing():
+    tokens = torch.randint(40, (60, 14, 14), generator=generator('nowhere'))             # 294 uses of each code at 196 places: the naive figure is about half a bit
+    bits = place_bits(tokens, 40)
+    assert abs(bits.mean()) < 0.02 and bits.abs().max() < 0.2 and chance_bits(294, 196) > 0.4
 
 
 @pytest.mark.parametrize('kind', ['fsq', 'gumbel', 'lfq', 'vq'])

@@ -227,11 +227,19 @@ def test_settings_are_checked(wrong, word):
 
 # ---- several processes
 
+KINDS = dict(euclidean=dict(kmeans_iterations=3), cosine=dict(metric='cosine', kmeans_iterations=3), directions=dict(metric='cosine', average='directions', kmeans_iterations=3), random_start=dict(kmeans_iterations=0))
+
+
+def _book(kind): return EMACodebook(16, 4, decay=0.7, revive_below=0.2, **KINDS[kind])
+
+
 def _worker(rank, world, file, out, sizes):
+    torch.set_num_threads(1)
     torch.distributed.init_process_group('gloo', init_method=f'file://{file}', rank=rank, world_size=world)
-    book = EMACodebook(16, 4, decay=0.7, revive_below=0.2, kmeans_iterations=3)
-    for step in range(15): book((noise(200, 4, key=step) + step/3).split(sizes)[rank])
-    torch.save(book.state_dict(), f'{out}/{rank}.pt')
+    for kind in KINDS:
+        book = _book(kind)
+        for step in range(15): book((noise(200, 4, key=step) + step/3).split(sizes)[rank])
+        torch.save(book.state_dict(), f'{out}/{kind}_{rank}.pt')
     torch.distributed.destroy_process_group()
 
 
@@ -239,9 +247,28 @@ def _worker(rank, world, file, out, sizes):
 def test_two_processes_are_one(tmp_path, sizes):
     "Start by k-means, moving averages and seeded revival: what two processes learn from their parts is what one learns from the whole."
     torch.multiprocessing.spawn(_worker, (2, tmp_path/'store', tmp_path, sizes), nprocs=2)
-    first, second = (torch.load(tmp_path/f'{rank}.pt', weights_only=True) for rank in (0, 1))
-    assert all(torch.equal(first[k], second[k]) for k in first)
-    alone = EMACodebook(16, 4, decay=0.7, revive_below=0.2, kmeans_iterations=3)
-    for step in range(15): alone(noise(200, 4, key=step) + step/3)
-    assert alone.revivals > 0 and first['revivals'] == alone.revivals
-    for name, ours in alone.state_dict().items(): assert torch.allclose(first[name].double(), ours.double(), atol=1e-5), name
+    for kind in KINDS:
+        first, second = (torch.load(tmp_path/f'{kind}_{rank}.pt', weights_only=True) for rank in (0, 1))
+        assert all(torch.equal(first[k], second[k]) for k in first), kind
+        alone = _book(kind)
+        for step in range(15): alone(noise(200, 4, key=step) + step/3)
+        assert alone.revivals > 0 and first['revivals'] == alone.revivals
+        for name, ours in alone.state_dict().items(): assert torch.allclose(first[name].double(), ours.double(), atol=1e-5), (kind, name)
+
+
+def _rounding_worker(rank, world, file, out):
+    "The second machine rounds a little differently."
+    from beit_lab.codebook import quantize
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group('gloo', init_method=f'file://{file}', rank=rank, world_size=world)
+    plain = quantize._on_sphere
+    if rank: quantize._on_sphere = lambda z, metric: plain(z, metric)*(1 + 1e-6)
+    book = EMACodebook(16, 4, kmeans_iterations=3)
+    book.start(noise(200, 4).chunk(2)[rank])
+    torch.save(book.vectors, f'{out}/{rank}.pt')
+    torch.distributed.destroy_process_group()
+
+
+def test_the_start_is_broadcast(tmp_path):
+    torch.multiprocessing.spawn(_rounding_worker, (2, tmp_path/'store', tmp_path), nprocs=2)
+    assert torch.equal(*(torch.load(tmp_path/f'{rank}.pt', weights_only=True) for rank in (0, 1)))

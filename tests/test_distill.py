@@ -59,7 +59,7 @@ def test_a_trunk_teaches(teacher, images):
     assert torch.equal(rearrange(first, 'b h w d -> b (h w) d'), states.layers[1]['vision'][:, 1:])
 
 
-@pytest.mark.parametrize('name, options', [('vit_tiny_patch16_224', dict(img_size=32, patch_size=4, depth=1)), ('resnet10t', {}), ('convnext_atto', {})])
+@pytest.mark.parametrize('name, options', [('vit_tiny_patch16_224', dict(img_size=32, patch_size=4, depth=1)), ('resnet10t', {}), ('convnext_atto', {}), ('ghostnet_050', {})])
 def test_any_model_of_timm_teaches(name, options, images):
     teacher = timm_teacher(timm.create_model(name, num_classes=0, **options))
     teacher.image_size = 64 if not options else teacher.image_size # quicker

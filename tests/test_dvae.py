@@ -159,3 +159,11 @@ def test_weights_round_trip(images, tmp_path):
     model.save_pretrained(tmp_path/'w')
     again = DVAE.from_pretrained(tmp_path/'w')
     assert again.config == model.config and torch.equal(again.encode(images), model.encode(images)) and torch.equal(again.decode(again.encode(images)), model.decode(model.encode(images)))
+
+
+def test_a_start_from_fewer_places_than_words_is_finite():
+    torch.manual_seed(0)
+    model = SoftDVAE(dvae_config('nano'))
+    for pictures in (torch.zeros(1, 3, 8, 8), torch.rand(1, 3, 8, 8, generator=generator('few'))):
+        model.start_words(pictures)
+        assert all(torch.isfinite(weight).all() for weight in model.parameters()) and torch.isfinite(model.scores(pictures)).all()

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from einops import rearrange
 from torch import nn
 
 from beit_lab.codebook.distill import VQKD, vqkd_config
@@ -228,3 +229,70 @@ def test_command_line_opens_tokenizers(dvae, pictures, tmp_path, capsys):
     assert 'dVAE, the tokenizer of DALL-E and BEiT, with its decoder' in capsys.readouterr().out
     weights_import(encoder, str(tmp_path/'out'), decoder=decoder)
     assert torch.equal(DVAE.from_pretrained(tmp_path/'out').encode(pictures), dvae.encode(pictures))
+
+
+# ---- the same networks written down once more, from the released names alone
+
+def test_the_decoder_of_dalle_by_hand():
+    torch.manual_seed(0)
+    model = DVAE(dvae_config('dalle', width=16, codebook_size=64, code_dim=8)).eval()
+    for weight in model.parameters(): weight.data += 0.02*torch.randn_like(weight)
+    state = to_theirs(model.state_dict(), dvae_rules('decoder', 4, 2))[0]
+
+    def convolve(x, name):
+        weight = state[f'{name}.w']
+        return nn.functional.conv2d(x, weight, state[f'{name}.b'], padding=(weight.shape[-1] - 1)//2)
+
+    def block(x, name):
+        along = x
+        for k in range(1, 5): along = convolve(along.relu(), f'{name}.res_path.conv_{k}')
+        return (convolve(x, f'{name}.id_path') if f'{name}.id_path.w' in state else x) + along/64                    # eight blocks: one over their number squared
+
+    tokens = torch.randint(64, (2, 3, 4), generator=generator('tokens'))
+    x = convolve(nn.functional.one_hot(tokens, 64).permute(0, 3, 1, 2).float(), 'blocks.input')
+    for group in range(1, 5):
+        for k in (1, 2): x = block(x, f'blocks.group_{group}.block_{k}')
+        if group < 4: x = nn.functional.interpolate(x, scale_factor=2, mode='nearest')
+    painted = ((convolve(x.relu(), 'blocks.output.conv')[:, :3].sigmoid() - 0.1)/0.8).clamp(0, 1)
+    assert painted.std() > 0.01 and torch.allclose(model.decode(tokens), painted, atol=1e-6)
+
+
+def layer(x, state, name, heads):
+    "A block of a BEiT without position bias, (B, N, D)."
+    at, norm = lambda key: state[f'{name}.{key}'], lambda x, key: nn.functional.layer_norm(x, x.shape[-1:], state[f'{name}.{key}.weight'], state[f'{name}.{key}.bias'], 1e-6)
+    linear, width = nn.functional.linear, x.shape[-1]
+    bias = torch.cat([at('attn.q_bias'), torch.zeros(width), at('attn.v_bias')])                                     # keys have none
+    q, k, v = rearrange(linear(norm(x, 'norm1'), at('attn.qkv.weight'), bias), 'b n (three h d) -> three b h n d', three=3, h=heads)
+    mixed = rearrange((q @ k.transpose(-1, -2)/(width//heads)**0.5).softmax(-1) @ v, 'b h n d -> b n (h d)')
+    x = x + linear(mixed, at('attn.proj.weight'), at('attn.proj.bias'))
+    inner = nn.functional.gelu(linear(norm(x, 'norm2'), at('mlp.fc1.weight'), at('mlp.fc1.bias')))
+    return x + linear(inner, at('mlp.fc2.weight'), at('mlp.fc2.bias'))
+
+
+def transformer(x, state, name, depth, heads):
+    "Pictures or grids of codes (B, C, H, W) to the states of their patches (B, N, D)."
+    weight = state[f'{name}.patch_embed.proj.weight']
+    x = rearrange(nn.functional.conv2d(x, weight, state[f'{name}.patch_embed.proj.bias'], stride=weight.shape[-1]), 'b d h w -> b (h w) d')
+    x = torch.cat([state[f'{name}.cls_token'].expand(len(x), -1, -1), x], 1) + state[f'{name}.pos_embed']
+    for i in range(depth): x = layer(x, state, f'{name}.blocks.{i}', heads)
+    return nn.functional.layer_norm(x[:, 1:], x.shape[-1:], state[f'{name}.fc_norm.weight'], state[f'{name}.fc_norm.bias'], 1e-6)
+
+
+def test_vqkd_by_hand():
+    torch.manual_seed(0)
+    config = vqkd_config('nano', encoder=replace(vqkd_config('nano').encoder, positions='absolute', depth=2))
+    model = VQKD(config).eval()
+    for weight in model.parameters(): weight.data += 0.05*torch.randn_like(weight)
+    state, heads = to_theirs(model.state_dict(), VQKD_RULES)[0], config.encoder.num_heads
+
+    def two_layers(x, name):
+        x = nn.functional.linear(x, state[f'{name}.0.weight'], state[f'{name}.0.bias']).tanh()
+        return nn.functional.linear(x, state[f'{name}.2.weight'], state[f'{name}.2.bias'])
+
+    pixels, codes = torch.rand(2, 3, 32, 32, generator=generator('pixels')), state['quantize.embedding.weight']
+    vectors = nn.functional.normalize(two_layers(transformer(2*pixels - 1, state, 'encoder', 2, heads), 'encode_task_layer'), dim=-1)
+    ids = torch.cdist(vectors, codes.expand(2, -1, -1)).argmin(-1)                                                   # (B, N)
+    with torch.no_grad():
+        assert len(ids.unique()) > 3 and torch.equal(model.encode(pixels).flatten(1), ids)
+        told = two_layers(transformer(rearrange(codes[ids], 'b (h w) d -> b d h w', h=8), state, 'decoder', config.decoder_depth, heads), 'decode_task_layer')
+        assert torch.allclose(rearrange(model.teach(model.codebook[model.encode(pixels)]), 'b h w d -> b (h w) d'), told, atol=1e-5)

@@ -49,13 +49,13 @@ class TokenCache:
         "The tokens of some pictures, each plain or mirrored."
         return self.tokens[indices, mirrored.long()].long()
 
-# %% ../../nbs/02_codebook/05_cache.ipynb #e5af4024
+# %% ../../nbs/02_codebook/05_cache.ipynb #463b472c
 def content_key(
     tokenizer,                # a module with the tokenizer contract, or any other
     images:torch.Tensor=None, # (N, C, H, W)
 )->str:                       # 32 hexadecimal digits
     "A hash of configuration, weights and pictures: equal keys mean equal tokens."
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=16) # 128 bits: two different inputs do not meet by chance
     config = getattr(tokenizer, 'config', None)
     digest.update(repr((type(tokenizer).__name__, config and sorted(asdict(config).items()))).encode())
     for name, tensor in sorted(tokenizer.state_dict().items()): _feed(digest, name, tensor)

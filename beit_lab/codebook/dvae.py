@@ -7,7 +7,7 @@ __all__ = ['EDGE', 'DVAES', 'gumbel_mixture', 'squeeze_pixels', 'stretch_pixels'
            'BottleneckBlock', 'DVAEEncoder', 'DVAEDecoder', 'DVAE', 'DVAESchedule', 'lab_schedule', 'SoftDVAE',
            'dvae_loss', 'Anneal', 'dvae_learner', 'train_dvae']
 
-# %% ../../nbs/02_codebook/06_dvae.ipynb #6e1258e7
+# %% ../../nbs/02_codebook/06_dvae.ipynb #f2afdafa
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from torch import nn
 
-from .autoencode import StepBatches, TellProgress, VQVAE, check_images
+from .autoencode import StepBatches, TellProgress, VQVAE, check_images, check_shape
 from .quantize import Quantized, kmeans
 from ..core import ConfigError, Saved, as_floats, generator, lab_device
 from ..training import TrainConfig, piece_within, step_loaders, train, watched_learner
@@ -57,7 +57,7 @@ def logit_laplace(
     x, (place, log_width) = squeeze_pixels(as_floats(images)), painted.float().chunk(2, dim=1)
     return math.log(2) + log_width + x.log() + (1 - x).log() + (x.logit() - place).abs()*(-log_width).exp()
 
-# %% ../../nbs/02_codebook/06_dvae.ipynb #1564d1c1
+# %% ../../nbs/02_codebook/06_dvae.ipynb #05b14918
 @dataclass(frozen=True)
 class DVAEConfig:
     "The shape of a `DVAE`."
@@ -72,10 +72,12 @@ class DVAEConfig:
     @property
     def patch_size(self)->int: return 2**(self.groups - 1)
 
-DVAES = dict(nano=DVAEConfig(3, 1, 8, 64, 16),          # for tests
-             tiny=DVAEConfig(3, 2, 32, 512, 64),        # pictures of 32 pixels
-             small=DVAEConfig(4, 2, 16, 512, 64),       # pictures of 64 pixels
-             dalle=DVAEConfig())                        # the released one
+# %% ../../nbs/02_codebook/06_dvae.ipynb #6376d907
+DVAES = dict( # nano, tiny and small are ours
+    nano=DVAEConfig(groups=3, blocks=1, width=8, codebook_size=64, code_dim=16),     # for tests
+    tiny=DVAEConfig(groups=3, blocks=2, width=32, codebook_size=512, code_dim=64),   # pictures of 32 pixels
+    small=DVAEConfig(groups=4, blocks=2, width=16, codebook_size=512, code_dim=64),  # pictures of 64 pixels
+    dalle=DVAEConfig())                                                              # the released one
 
 def dvae_config(
     name:str='tiny', # one of `DVAES`
@@ -162,13 +164,14 @@ class DVAE(Saved):
         "Pictures (B, C, H, W) to scores of all words (B, K, h, w)."
         return self.encoder(squeeze_pixels(as_floats(images)))
 
-# %% ../../nbs/02_codebook/06_dvae.ipynb #5139dd32
+# %% ../../nbs/02_codebook/06_dvae.ipynb #ae914439
 @patch
 @torch.no_grad()
 def encode(self:DVAE,
     images:torch.Tensor, # (B, C, H, W) uint8, or float in [0, 1]; not normalised, not mapped
 )->torch.Tensor:         # (B, h, w) long
     "Pictures to tokens: the words with the best scores, in fp32 and without noise."
+    check_shape(images, self.config.channels)
     self.grid(images.shape[-2:])
     with torch.autocast(images.device.type, enabled=False): return self.scores(images).argmax(1)
 
@@ -184,7 +187,7 @@ def decode(self:DVAE,
     vectors = rearrange(self.codebook[tokens.long()], 'b h w d -> b d h w') + rearrange(self.decoder.first.bias, 'd -> d 1 1')
     return stretch_pixels(self.decoder(vectors).chunk(2, dim=1)[0].float().sigmoid())
 
-# %% ../../nbs/02_codebook/06_dvae.ipynb #38496a2b
+# %% ../../nbs/02_codebook/06_dvae.ipynb #fbb26b13
 @dataclass(frozen=True)
 class DVAESchedule:
     "What changes while a dVAE learns (DALL-E, appendix A.2)."
@@ -204,10 +207,13 @@ class DVAESchedule:
 def lab_schedule(
     steps:int, # of the run
 )->DVAESchedule:
-    "The same in hundreds of steps (ours): cold after three quarters of the run, a smaller pull, and an encoder that rests for the first half."
-    return DVAESchedule(temperature_steps=max(1, 3*steps//4), kl_weight=(0., 0.1), kl_steps=max(1, steps), rest_steps=steps//2)
+    "The same in hundreds of steps: cold after three quarters, a smaller pull, and an encoder that rests for the first half; all three are ours, chosen by hand."
+    return DVAESchedule(
+        temperature_steps=max(1, 3*steps//4),       # the last quarter learns with what will be used: choices
+        kl_weight=(0., 0.1), kl_steps=max(1, steps),# 6.6 is made for millions of steps, in which words find their use
+        rest_steps=steps//2)                        # half for the decoder alone, half for both
 
-# %% ../../nbs/02_codebook/06_dvae.ipynb #c86c758d
+# %% ../../nbs/02_codebook/06_dvae.ipynb #996996cf
 class SoftDVAE(DVAE):
     "A dVAE in training: called, it paints its pictures again, in training mode from random mixtures of words."
     temperature, kl_weight, resting = 1., 0., False # set at every step by `Anneal`
@@ -229,6 +235,7 @@ class SoftDVAE(DVAE):
         tokenizer.load_state_dict(self.state_dict())
         return tokenizer.to(self.codebook.device).eval()
 
+# %% ../../nbs/02_codebook/06_dvae.ipynb #f227a55e
 def dvae_loss(
     outputs:tuple,        # places and widths (B, 2*C, H, W), and `Quantized`
     images:torch.Tensor,  # (B, C, H, W) what it should be
@@ -237,19 +244,21 @@ def dvae_loss(
     painted, quantized = outputs
     return logit_laplace(painted, images).mean() + quantized.loss
 
-# %% ../../nbs/02_codebook/06_dvae.ipynb #0663e67f
+# %% ../../nbs/02_codebook/06_dvae.ipynb #fa8e3770
 @patch
 @torch.no_grad()
 def start_words(self:DVAE,
     images:torch.Tensor, # (N, C, H, W) some pictures
-    sharpness:float=4.,  # nats between the best word and the next, on average
+    sharpness:float=4.,  # nats between the best word and the next, on average: nearly a choice, with some play (by hand)
     seed:int=0,          # of k-means
 ):
     "Words to begin with (ours): centres of k-means of what the untrained encoder sees; scores fall with the squared distance to them."
     states = rearrange(self.encoder.states(squeeze_pixels(as_floats(images))).relu(), 'b d h w -> (b h w) d')
     words, _ = kmeans(states, self.codebook_size, rng=generator(seed, 'words'))
-    near = torch.cdist(states[:2000], words).square().topk(2, largest=False).values
-    scale, centre = sharpness/(near[:, 1] - near[:, 0]).mean(), words.mean(0)
+    near = torch.cdist(states[:2000], words).square().topk(2, largest=False).values                               # 2,000 places give a good mean
+    gaps = near[:, 1] - near[:, 0]                                                                                  # none where pictures have fewer different places than there are words
+    gap = gaps[gaps > 1e-4*near.mean()].mean() if (gaps > 1e-4*near.mean()).any() else states.var().clamp(min=1e-6)
+    scale, centre = sharpness/gap, words.mean(0)
     apart = words - centre
     self.encoder.last.weight.copy_(2*scale*apart[:, :, None, None])
     self.encoder.last.bias.copy_(-scale*(apart.square().sum(1) + 2*apart @ centre))
@@ -257,7 +266,7 @@ def start_words(self:DVAE,
     main = F.pad(main/main.std(), (0, self.config.code_dim - main.shape[1]))
     self.decoder.first.weight.copy_(rearrange(main, 'k d -> d k 1 1'))
 
-# %% ../../nbs/02_codebook/06_dvae.ipynb #c7909a54
+# %% ../../nbs/02_codebook/06_dvae.ipynb #c5c772ae
 class Anneal(Callback):
     "Sets temperature and pull, as functions of the step alone, so that a resumed run goes on as it would have."
     def __init__(self, schedule:DVAESchedule): self.schedule = schedule
@@ -267,6 +276,7 @@ class Anneal(Callback):
         self.learn.model.temperature, self.learn.model.kl_weight = self.schedule.at(step)
         self.learn.model.resting = step < self.schedule.rest_steps
 
+# %% ../../nbs/02_codebook/06_dvae.ipynb #956163e7
 def dvae_learner(
     images:torch.Tensor,         # (N, C, H, W) uint8
     config:DVAEConfig,           # the tokenizer to train
@@ -288,7 +298,8 @@ def dvae_learner(
     if start_images: model.start_words(images[torch.randperm(len(images), generator=generator(seed, 'start'))[:start_images]], seed=seed)
     model = model.to(lab_device())
     piece = piece_within(steps)
-    plan = TrainConfig(steps, batch_size, lr, lr/80, max(1, steps//20), weight_decay=1e-4, betas=(0.9, 0.999), piece=piece, seed=seed)
+    plan = TrainConfig(steps=steps, batch_size=batch_size, lr=lr, final_lr=lr/80,                  # DALL-E: from 1e-4 to 1.25e-6
+                       warmup_steps=max(1, steps//20), weight_decay=1e-4, betas=(0.9, 0.999), piece=piece, seed=seed)
     loaders = step_loaders(StepBatches(images, steps, batch_size, seed), [], piece, lab_device())
     cbs = [Anneal(schedule or lab_schedule(steps)), *([TellProgress(progress)] if progress else []), *cbs]
     learn = watched_learner(loaders, model, plan, cbs=cbs, loss_func=dvae_loss)

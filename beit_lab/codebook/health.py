@@ -7,8 +7,9 @@ __all__ = ['code_counts', 'codebook_usage', 'code_entropy', 'code_perplexity', '
            'held_out_tokens', 'usage_by_process', 'CodebookStats', 'plot_health', 'plot_frequencies', 'position_counts',
            'position_bits']
 
-# %% ../../nbs/02_codebook/04_health.ipynb #3c1f13fb
+# %% ../../nbs/02_codebook/04_health.ipynb #6e7c6447
 import math
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import torch
@@ -16,7 +17,7 @@ import torch.distributed as dist
 from einops import rearrange
 from fastai.callback.core import Callback
 
-from ..core import CLASS_COLOURS, GUESS, INK, LANGUAGE, lab_style, ConfigError
+from ..core import CLASS_COLOURS, GUESS, INK, lab_style, ConfigError
 
 # %% ../../nbs/02_codebook/04_health.ipynb #df682572
 def code_counts(
@@ -85,7 +86,7 @@ def held_out_tokens(
     if not torch.equal(before, tokenizer.codebook): raise ConfigError('the codebook moved while it was judged: `encode` must not learn')
     return tokens
 
-# %% ../../nbs/02_codebook/04_health.ipynb #1cb071d1
+# %% ../../nbs/02_codebook/04_health.ipynb #0857bf9b
 def usage_by_process(
     counts:torch.Tensor, # (K,) of this process
 )->tuple:                # counts (K,) of all processes together, and each one's usage as a list
@@ -98,25 +99,26 @@ def usage_by_process(
 class CodebookStats(Callback):
     "Records usage, perplexity and dead codes of each interval of training steps, as dicts in `rows`."
     def __init__(self,
-        every:int=25,         # steps per interval
-        layer:str='quantizer',# the model's attribute that returns something with `.codes`
+        every:int=25,         # steps per interval; ours
+        layer:str='quantizer',# the name of the module that returns a `Quantized`; where none is called so, as in a dVAE, the model itself, which returns one second
         live:bool=False,      # draw the curves while they grow; for notebooks
     ):
         self.every, self.layer, self.live, self.rows = every, layer, live, []
 
     def before_fit(self):
-        quantizer = getattr(self.model, self.layer)
-        self.size, self.counts, self.book, self.display = quantizer.codebook_size, None, quantizer, None
-        self.hook = quantizer.register_forward_hook(self._listen)
+        self.book = next((module for name, module in self.model.named_modules() if name.split('.')[-1] == self.layer), self.model)
+        self.size, self.counts, self.display = self.book.codebook_size, None, None
+        self.hook = self.book.register_forward_hook(self._listen)
 
     def _listen(self, module, inputs, output):
         if not module.training: return
-        counts = torch.bincount(output.codes.flatten(), minlength=self.size)
+        codes = (output if hasattr(output, 'codes') else output[1]).codes
+        counts = torch.bincount(codes.flatten(), minlength=self.size)
         self.counts = counts if self.counts is None else self.counts + counts
 
     def after_batch(self):
         step = self.epoch*self.n_iter + self.iter + 1
-        if not self.training or step % self.every: return
+        if not self.training or step % self.every or self.counts is None: return                 # None: the words rest, nothing was heard
         counts, by_process = usage_by_process(self.counts)
         self.rows.append(dict(step=step, **counts_health(counts), usage_by_process=by_process, revivals=int(getattr(self.book, 'revivals', 0))))
         self.counts = None
@@ -131,7 +133,9 @@ class CodebookStats(Callback):
 
     def after_fit(self): self.hook.remove()
 
-# %% ../../nbs/02_codebook/04_health.ipynb #16888532
+# %% ../../nbs/02_codebook/04_health.ipynb #acd4654b
+_RUN_COLOURS = (INK, *(CLASS_COLOURS[i] for i in (2, 0, 1))) # none that stands for a modality
+
 def plot_health(
     runs:dict,          # name -> rows of `CodebookStats`
     codebook_size:int,  # K, drawn as the limit
@@ -140,15 +144,16 @@ def plot_health(
     with lab_style():
         figure, axes = plt.subplots(1, 2, figsize=(7.6, 2.5), sharex=True, sharey=True)
         for ax, word, value in zip(axes, ('codes used in an interval', 'perplexity'), (lambda r: r['usage']*codebook_size, lambda r: r['perplexity'])):
-            ax.axhline(codebook_size, color=GUESS, linestyle='--', linewidth=1)
+            end = max(rows[-1]['step'] for rows in runs.values())
+            ax.hlines(codebook_size, 0, end, color=GUESS, linestyle='--', linewidth=1)
             heights = _apart([value(rows[-1]) for rows in runs.values()], codebook_size*0.075)
-            for (name, rows), colour, height in zip(runs.items(), (INK, *CLASS_COLOURS[5:]), heights):
+            for (name, rows), colour, height in zip(runs.items(), cycle(_RUN_COLOURS), heights):
                 steps, values = [row['step'] for row in rows], [value(row) for row in rows]
                 ax.plot(steps, values, color=colour)
                 ax.annotate(name, (steps[-1], height), xytext=(4, 0), textcoords='offset points', va='center', color=colour, fontsize=8)
             ax.set(xlabel='step', title=word, ylim=(0, codebook_size*1.06))
             ax.margins(x=0.12)
-        axes[1].text(axes[1].get_xlim()[1], codebook_size*0.99, f'all {codebook_size} ', va='top', ha='right', color=GUESS, fontsize=8)
+        axes[1].text(end, codebook_size*0.985, f'all {codebook_size}', va='top', ha='right', color=GUESS, fontsize=8)
     return figure
 
 def _apart(heights:list, gap:float)->list:
@@ -157,14 +162,14 @@ def _apart(heights:list, gap:float)->list:
     for i in sorted(range(len(heights)), key=heights.__getitem__): out[i] = last = max(heights[i], last + gap)
     return out
 
-# %% ../../nbs/02_codebook/04_health.ipynb #9d6f6c89
+# %% ../../nbs/02_codebook/04_health.ipynb #917144ce
 def plot_frequencies(
     books:dict, # name -> counts (K,) from `code_counts`
 ):              # the figure
     "Share of all tokens by rank of the code, beside Zipf's law; a line ends where codes are never used."
     with lab_style():
         figure, ax = plt.subplots(figsize=(5.6, 2.5))
-        for (name, counts), colour in zip(books.items(), (INK, LANGUAGE, *CLASS_COLOURS)):
+        for (name, counts), colour in zip(books.items(), cycle(_RUN_COLOURS)):
             share = counts.cpu().double().sort(descending=True).values/counts.sum().cpu()
             share = share[share > 0]
             ax.loglog(range(1, len(share) + 1), share, color=colour)

@@ -58,7 +58,7 @@ def start(self:GridCodebook,
     self.scale.copy_(torch.where(deviation > 1e-6, self.spread*deviation, 1.))  # a channel that is constant keeps its size
     self.started = True
 
-# %% ../../nbs/02_codebook/02_lookup_free.ipynb #d19b248c
+# %% ../../nbs/02_codebook/02_lookup_free.ipynb #28bc9325
 class FSQCodebook(GridCodebook):
     "Every channel is squashed and rounded to one of a few levels (arXiv 2309.15505)."
     spread = 1/1.1 # ours; see above
@@ -68,7 +68,7 @@ class FSQCodebook(GridCodebook):
         seed:int=0,         # unused: nothing is drawn
     ):
         if not levels or any(type(l) is not int or l < 3 for l in levels): raise ConfigError(f'levels are whole numbers of 3 at least, such as (8, 8, 8), not {levels}: for two, there is lfq')
-        if math.prod(levels) > 2**20: raise ConfigError(f'levels {tuple(levels)} make {math.prod(levels):,} codes: at most {2**20:,}')
+        if math.prod(levels) > 2**20: raise ConfigError(f'levels {tuple(levels)} make {math.prod(levels):,} codes: at most {2**20:,}') # ours: the grid is kept as a table
         per_level = torch.tensor(levels)
         basis = torch.tensor([math.prod(levels[:i]) for i in range(len(levels))])
         numbers = torch.arange(math.prod(levels))[:, None]//basis % per_level                       # (K, D), 0 to L - 1
@@ -80,7 +80,7 @@ class FSQCodebook(GridCodebook):
 
     def rounded(self, inside): # (..., D) -> (..., D) in [-1, 1]
         bounded = torch.tanh(inside + self.tilt)*self.reach - self.offset
-        return (bounded + (bounded.round() - bounded).detach())/self.width
+        return (bounded.round() + (bounded - bounded.detach()))/self.width                  # the gradient of `bounded`, the value of its rounding
 
     def number(self, rounded): # (..., D) -> (...) long
         return ((rounded*self.width).round().long() + self.width).mul(self.basis).sum(-1)
@@ -119,16 +119,16 @@ def _bit_entropy(ones:torch.Tensor, log_odds:torch.Tensor)->torch.Tensor:
     "The entropy of each bit in nats, from probability and log-odds: stable where the bit is sure."
     return F.softplus(log_odds) - ones*log_odds
 
-# %% ../../nbs/02_codebook/02_lookup_free.ipynb #bf4f4fea
+# %% ../../nbs/02_codebook/02_lookup_free.ipynb #05055e64
 class LFQCodebook(GridCodebook):
     "Every channel keeps its sign (arXiv 2310.05737)."
     spread = math.sqrt(2/math.pi)
     def __init__(self,
         codebook_size:int,           # K, a power of two; codes have log2 K numbers
-        entropy_weight:float=0.1,    # of both entropies
-        diversity:float=1.,          # weight of the second one, of the mean
-        inverse_temperature:float=1.,# of the soft tokens; the library of the field has 100
-        commitment:float=0.25,       # weight of the loss that ties vectors to their codes
+        entropy_weight:float=0.1,    # of both entropies; as in vector-quantize-pytorch
+        diversity:float=1.,          # weight of the second one, of the mean; likewise
+        inverse_temperature:float=1.,# of the soft tokens; ours, see above
+        commitment:float=0.25,       # weight of the loss that ties vectors to their codes; VQ-VAE's
         decay:float=0.98,            # share of the past kept in the running counts at each step
         seed:int=0,                  # unused: nothing is drawn
     ):
@@ -141,7 +141,7 @@ class LFQCodebook(GridCodebook):
 
     def rounded(self, inside): # (..., D) -> (..., D) of -1 and 1
         sign = torch.where(inside > 0, 1., -1.)
-        return inside + (sign - inside).detach() if self.training else sign
+        return sign + (inside - inside.detach()) if self.training else sign                  # exactly the sign, however large `inside` is
 
     def number(self, rounded): return (rounded > 0).long().mul(self.basis).sum(-1) # (..., D) -> (...) long
 

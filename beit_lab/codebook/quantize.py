@@ -18,13 +18,13 @@ from torch import nn
 
 from ..core import ConfigError, generator
 
-# %% ../../nbs/02_codebook/01_quantize.ipynb #3c509d1e
+# %% ../../nbs/02_codebook/01_quantize.ipynb #e24d44cf
 @torch.no_grad()
 def nearest_codes(
     z:torch.Tensor,         # (N, D) vectors
     vectors:torch.Tensor,   # (K, D) the codebook; of length 1 if the metric is cosine
     metric:str='euclidean', # or `'cosine'`: the largest scalar product
-    chunk:int=None,         # vectors looked up at once, memory is chunk*K numbers; default: 2 million numbers, on a GPU 64 million
+    chunk:int=None,         # vectors looked up at once, memory is chunk*K numbers; default: 2 million numbers; on a GPU 64 million, untuned
 )->torch.Tensor:            # (N,) long
     "The index of the code nearest to each vector, in fp32, without a table of all distances."
     z, vectors = z.float(), vectors.float()
@@ -81,13 +81,13 @@ def _totals(z:torch.Tensor, codes:torch.Tensor, codebook_size:int)->tuple:
     sums = z.new_zeros(codebook_size, z.shape[1]).index_add_(0, codes, z)
     return _sum_over_processes(counts), _sum_over_processes(sums)
 
-# %% ../../nbs/02_codebook/01_quantize.ipynb #36a872fa
+# %% ../../nbs/02_codebook/01_quantize.ipynb #3530445f
 @torch.no_grad()
 def kmeans(
     pool:torch.Tensor,         # (N, D) vectors; of length 1 if the metric is cosine
     codebook_size:int,         # how many centres
     metric:str='euclidean',    # or `'cosine'`: centres are kept at length 1
-    iterations:int=10,         # rounds of Lloyd's algorithm
+    iterations:int=10,         # rounds of Lloyd's algorithm, as in BEiT v2's code
     rng:torch.Generator=None,  # on the CPU; where the centres start and where empty ones go
 )->tuple:                      # centres (K, D) and how many vectors chose each, (K,)
     "Lloyd's k-means; a centre without vectors is moved to one that is far from its own centre."
@@ -101,7 +101,7 @@ def kmeans(
     centres = _from_first_process(centres)                                   # machines may round differently
     return centres, _totals(pool, nearest_codes(pool, centres, metric), codebook_size)[0]
 
-def _scatter(pool:torch.Tensor, count:int, metric:str, rng:torch.Generator, rounds:int=8)->torch.Tensor:
+def _scatter(pool:torch.Tensor, count:int, metric:str, rng:torch.Generator, rounds:int=8)->torch.Tensor: # 8: ours, untuned
     "`count` vectors of `pool`, chosen in rounds: first at random, then where those chosen so far are far away."
     each = -(-count//rounds)
     centres = _draw(pool, pool.new_ones(len(pool)), each, rng)
@@ -121,13 +121,13 @@ class Quantized(NamedTuple):
     vectors:torch.Tensor  # (..., D) their codes, as the decoder gets them; gradients pass straight through to the input
     loss:torch.Tensor     # what this kind of codebook adds to the loss, weighted; for running means the commitment, a mean over all elements
 
-# %% ../../nbs/02_codebook/01_quantize.ipynb #c9991c95
+# %% ../../nbs/02_codebook/01_quantize.ipynb #719f6118
 class Codebook(nn.Module):
     "What all codebooks share: size, running counts, precision, and the state that lets a run go on."
     def __init__(self,
         codebook_size:int, # K, how many codes
         code_dim:int,      # D, numbers per code
-        decay:float=0.98,  # share of the past kept in the running counts at each step, in [0, 1)
+        decay:float=0.98,  # share of the past kept in the running counts at each step, in [0, 1); the papers: 0.99
         seed:int=0,        # of all random choices
     ):
         super().__init__()
@@ -153,17 +153,17 @@ class Codebook(nn.Module):
         self.counts.lerp_(_sum_over_processes(counts), 1 - self.decay)
         self.steps += 1
 
-# %% ../../nbs/02_codebook/01_quantize.ipynb #2394ea3e
+# %% ../../nbs/02_codebook/01_quantize.ipynb #34d46df8
 class EMACodebook(Codebook):
     "Codes that are running means of the vectors that choose them."
     def __init__(self,
         codebook_size:int,         # K, how many codes
-        code_dim:int,              # D, numbers per code; 16 or 32 keep a codebook alive, hundreds do not
+        code_dim:int,              # D, numbers per code; many are deadly only with a random start
         metric:str='euclidean',    # or `'cosine'`: vectors and codes have length 1, as in BEiT v2
-        decay:float=0.98,          # share of the past kept at each step, in [0, 1)
-        commitment:float=0.25,     # weight of the loss that ties vectors to their codes
-        eps:float=1e-5,            # Laplace smoothing of the running counts
-        revive_below:float=0.05,   # a code is dead below this share of the mean running count
+        decay:float=0.98,          # share of the past kept at each step, in [0, 1); the papers: 0.99
+        commitment:float=0.25,     # weight of the loss that ties vectors to their codes; from the paper
+        eps:float=1e-5,            # Laplace smoothing of the running counts, as in vector-quantize-pytorch
+        revive_below:float=0.05,   # a code is dead below this share of the mean running count; ours, untuned
         kmeans_iterations:int=10,  # for the start on the first batch; 0: start from random codes
         average:str='sums',        # `'sums'`: as above; `'directions'`: the rule of BEiT v2, for cosine
         seed:int=0,                # of all random choices
@@ -257,15 +257,15 @@ def revive_dead(self:EMACodebook,
     self.counts.copy_(counts)
     self.revivals += revived.sum()
 
-# %% ../../nbs/02_codebook/01_quantize.ipynb #4b192327
+# %% ../../nbs/02_codebook/01_quantize.ipynb #ac84b796
 class GumbelCodebook(Codebook):
     "Codes that are drawn by their scores; the gradient flows through all of them."
     def __init__(self,
         codebook_size:int,        # K, how many codes
         code_dim:int,             # D, numbers per code
-        temperatures:tuple=(1., 1/16), # of the softmax, at the beginning and at the end of training
+        temperatures:tuple=(1., 1/16), # of the softmax, at the beginning and at the end of training; DALL-E's
         hard:bool=False,          # give the decoder the drawn code instead of the mixture; the gradient is the mixture's
-        kl_weight:float=0.,       # weight of the divergence from the uniform distribution, in nats a token
+        kl_weight:float=0.,       # weight of the divergence from the uniform distribution, in nats a token; 0 as in DALLE-pytorch
         kmeans_iterations:int=10, # for the start on the first batch; 0: start from random codes
         decay:float=0.98,         # share of the past kept in the running counts at each step
         seed:int=0,               # of the start; noise comes from torch's global stream, as dropout does

@@ -22,7 +22,7 @@ from ..trunk.checkpoints import find_weights, infer_config, read_state
 from ..trunk.layouts import LAYOUTS, to_ours
 from ..trunk.released import Report, Row, resize_positions, undrawn
 
-# %% ../../nbs/02_codebook/10_released_tokenizers.ipynb #2260e608
+# %% ../../nbs/02_codebook/10_released_tokenizers.ipynb #008e2145
 class _Shell:
     "Stands in for a class of a pickled network: holds what the pickle tells, and can do nothing."
     def __setstate__(self, state): self.__dict__.update(state)
@@ -32,6 +32,12 @@ class _PickledNetwork(WeightsError): "A network of DALL-E that cannot be read wi
 _SHELLS = ('dall_e.encoder.Encoder', 'dall_e.encoder.EncoderBlock', 'dall_e.decoder.Decoder', 'dall_e.decoder.DecoderBlock', 'dall_e.utils.Conv2d',
            *(f'torch.nn.modules.{name}' for name in ('container.Sequential', 'activation.ReLU', 'pooling.MaxPool2d', 'upsampling.Upsample', 'linear.Identity')))
 
+def _flat(shell:_Shell, prefix:str):
+    "(name, tensor) of everything inside."
+    yield from ((prefix + name, tensor) for name, tensor in shell._parameters.items() if tensor is not None)
+    for name, inner in shell._modules.items(): yield from _flat(inner, f'{prefix}{name}.')
+
+# %% ../../nbs/02_codebook/10_released_tokenizers.ipynb #d51e4f0b
 def _read(where:str|Path|dict, download:bool=False)->dict:
     "The tensors of a file, by name: as `read_state`, and of DALL-E's pickled networks too."
     if isinstance(where, dict): return read_state(where)
@@ -45,11 +51,6 @@ def _read(where:str|Path|dict, download:bool=False)->dict:
     except Exception: # a broken file fails in many ways
         raise _PickledNetwork(f'{path} is a pickled network with parts that its tensors have no need for; nothing was run: where you trust it, open it with the DALL-E '
                            'package and save its state_dict()') from None
-
-def _flat(shell:_Shell, prefix:str):
-    "(name, tensor) of everything inside."
-    yield from ((prefix + name, tensor) for name, tensor in shell._parameters.items() if tensor is not None)
-    for name, inner in shell._modules.items(): yield from _flat(inner, f'{prefix}{name}.')
 
 # %% ../../nbs/02_codebook/10_released_tokenizers.ipynb #a988e99b
 def dvae_rules(
@@ -77,7 +78,7 @@ VQKD_RULES = (*((f'{part}.{ours}', f'{part}.{theirs}') for part in ('encoder', '
 _NOT_NEEDED = {'teacher_model.': 'belongs to the teacher', 'scaling_layer.': 'belongs to the teacher', 'quantize.cluster_size': 'is a statistic of training',
                'quantize.embedding.': 'is a statistic of training'}
 
-# %% ../../nbs/02_codebook/10_released_tokenizers.ipynb #4cdf2cb1
+# %% ../../nbs/02_codebook/10_released_tokenizers.ipynb #b26781b7
 @dataclass(frozen=True)
 class TokenizerFile:
     "What files of a tokenizer hold, under our names."
@@ -91,6 +92,7 @@ class TokenizerFile:
 
     def build(self)->nn.Module: return dict(dvae=DVAE, vqkd=VQKD)[self.kind](self.config)
 
+# %% ../../nbs/02_codebook/10_released_tokenizers.ipynb #15db40b3
 def tokenizer_kind(
     names, # of the tensors in a file
 )->str:    # 'dvae', 'vqkd', or None where it is something else
@@ -127,7 +129,7 @@ def open_tokenizer_file(
     if kind == 'dvae' and changes: raise ConfigError(f'a dVAE takes pictures of any size and has no heads: leave out {", ".join(changes)}')
     return _vqkd_file(state, name, **changes) if kind == 'vqkd' else _dvae_file([state, *([] if decoder is None else [_read(decoder, download)])], name)
 
-# %% ../../nbs/02_codebook/10_released_tokenizers.ipynb #d70c4e62
+# %% ../../nbs/02_codebook/10_released_tokenizers.ipynb #c45bc8f1
 def _dvae_file(states:list, where:str)->TokenizerFile:
     "A dVAE from one half or both, in any order."
     tensors, origin, left, shapes = {}, {}, {}, {}
@@ -150,6 +152,7 @@ def _codebook_of_flava(state:dict)->tuple:
     return ({name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)},
             {name: 'belongs to another part of FLAVA' for name in state if not name.startswith(prefix)})
 
+# %% ../../nbs/02_codebook/10_released_tokenizers.ipynb #b144eef3
 def _dvae_part(state:dict, where:str)->tuple:
     "Which half, whose names, how many groups, how many blocks."
     first = state.get('blocks.input.w', state.get('blocks.input.weight'))
@@ -163,9 +166,9 @@ def _dvae_config(tensors:dict, groups:int, blocks:int, draws:bool)->DVAEConfig:
     first, last = tensors['encoder.first.weight'], tensors.get('encoder.last.weight')
     if last is None or last.ndim != 4: raise WeightsError('the encoder lacks its last convolution, blocks.output.conv: the file is not whole')
     code_dim = tensors['decoder.first.weight'].shape[0] if draws else DVAEConfig.code_dim
-    return DVAEConfig(groups, blocks, first.shape[0], last.shape[0], code_dim, first.shape[1], draws)
+    return DVAEConfig(groups=groups, blocks=blocks, width=first.shape[0], codebook_size=last.shape[0], code_dim=code_dim, channels=first.shape[1], draws=draws)
 
-# %% ../../nbs/02_codebook/10_released_tokenizers.ipynb #68e1ece7
+# %% ../../nbs/02_codebook/10_released_tokenizers.ipynb #6ae1404a
 def _vqkd_file(state:dict, where:str, image_size:int=None, num_heads:int=None)->TokenizerFile:
     "A VQ-KD, made to fit pictures of another size if need be."
     tensors, origin, strangers = to_ours(state, VQKD_RULES)
@@ -181,7 +184,7 @@ def _vqkd_config(shapes:dict, num_heads:int)->VQKDConfig:
     depth = len({name.split('.')[2] for name in shapes if name.startswith('decoder.blocks.')})
     codes, answer = shapes.get('quantizer.vectors'), shapes.get('to_teacher.2.weight')
     if not codes or not answer or not depth: raise WeightsError(f"the file lacks {'its codebook' if not codes else 'its decoder'}: it is no whole VQ-KD")
-    return VQKDConfig(encoder, depth, codes[1], codes[0], answer[0])
+    return VQKDConfig(encoder=encoder, decoder_depth=depth, code_dim=codes[1], codebook_size=codes[0], teacher_dim=answer[0])
 
 def _resized(found:TokenizerFile, image_size:int)->TokenizerFile:
     "Learned positions for another grid."
@@ -221,7 +224,7 @@ def _title(found:TokenizerFile)->str:
     return (f"{found.where}: dVAE, the tokenizer of DALL-E and BEiT, {'with its decoder' if c.draws else 'the encoder alone'}\n"
             f'{c.width} wide, {c.groups} groups of {c.blocks} blocks, patches of {c.patch_size} pixels; {c.codebook_size} codes')
 
-# %% ../../nbs/02_codebook/10_released_tokenizers.ipynb #30e9b551
+# %% ../../nbs/02_codebook/10_released_tokenizers.ipynb #46b9e006
 def import_tokenizer(
     where:str|Path|dict,        # as `open_tokenizer_file`
     decoder:str|Path|dict=None, # of a dVAE: the file of its other half, without which it cannot draw
@@ -237,6 +240,7 @@ def import_tokenizer(
     if found.kind == 'vqkd': _start_codes(model.quantizer)
     return model.eval(), report
 
+# %% ../../nbs/02_codebook/10_released_tokenizers.ipynb #0170443c
 def inspect_tokenizer(
     where:str|Path|dict,        # as `open_tokenizer_file`
     decoder:str|Path|dict=None, # as `import_tokenizer`
@@ -253,6 +257,7 @@ def _start_codes(quantizer):
     quantizer.counts.fill_(1.), quantizer.sums.copy_(quantizer.vectors)
     quantizer.started = True
 
+# %% ../../nbs/02_codebook/10_released_tokenizers.ipynb #66610f72
 def _refuse(report:Report, found:TokenizerFile):
     "Raise an error with one sentence if the files cannot be used."
     by_fate = lambda fate: [row for row in report.rows if row.fate == fate]

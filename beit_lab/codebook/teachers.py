@@ -58,7 +58,7 @@ def trunk_teacher(
         return rearrange(states[:, 1:], 'b (h w) d -> b d h w', h=segments['vision'].grid[0])
     return Teacher(trunk, look, trunk.config.embed_dim, trunk.config.image_size)
 
-# %% ../../nbs/02_codebook/07_teachers.ipynb #d0dd6fa7
+# %% ../../nbs/02_codebook/07_teachers.ipynb #6f73ed9f
 def timm_teacher(
     model,                      # a model of timm, or the name of one
     weights:str|Path=None,      # a file with its weights; None: those it has, or with `download` those of the hub
@@ -69,7 +69,8 @@ def timm_teacher(
     about, embed = model.pretrained_cfg, getattr(model, 'patch_embed', None)
     size = getattr(embed, 'img_size', None) or about.get('input_size', (3, 224, 224))[1:]
     look = lambda m, pixels: m.forward_intermediates(pixels, indices=1, norm=True, output_fmt='NCHW', intermediates_only=True)[-1]
-    return Teacher(model, look, model.num_features, size[0], about.get('mean', (0.5,)*3), about.get('std', (0.5,)*3))
+    with torch.no_grad(): width = look(model.eval(), torch.zeros(1, 3, size[0], size[0])).shape[1]     # some have a wider head behind these features
+    return Teacher(model, look, width, size[0], about.get('mean', (0.5,)*3), about.get('std', (0.5,)*3))
 
 def _timm_model(name:str, weights:str|Path, download:bool)->nn.Module:
     "A model of timm by name, without its classifier."
