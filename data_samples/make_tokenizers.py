@@ -26,8 +26,9 @@ from beit_lab.codebook.distill import distill_learner, train_painter, train_vqkd
 from beit_lab.codebook.dvae import dvae_config, dvae_learner, train_dvae
 from beit_lab.codebook.health import codebook_health, position_bits
 from beit_lab.codebook.teachers import open_teacher
-from beit_lab.core import ConfigError, as_floats, generator, lab_device, read_json, samples, write_json
+from beit_lab.core import ConfigError, as_floats, generator, lab_device, read_json, samples, save_figure, show_grid, write_json
 from beit_lab.data.loaders import TwoViews
+from beit_lab.data.sources import split_source
 from beit_lab.heads.classify import probe_arms
 from beit_lab.heads.probes import code_features, linear_predict, row_shares, trunk_features
 from beit_lab.main_job import Job, piece_of
@@ -116,8 +117,15 @@ class Arm:
     def tokenizer(self):
         "Learnt, or read where it was learnt before."
         folder = self.out/'tokenizer'
-        if not folder.exists(): self.family['learn'](self, self.tokenizer_steps()).save_pretrained(folder)
+        start = time.monotonic()
+        if not folder.exists():
+            self.family['learn'](self, self.tokenizer_steps()).save_pretrained(folder)
+            write_json(self.out/'tokenizer_time.json', dict(tokenizer_seconds=time.monotonic() - start))
         return self.family['read'](folder).to(lab_device())
+
+    def time_taken(self):
+        "How long the tokenizer alone took, where that was written down."
+        return read_json(self.out/'tokenizer_time.json') if (self.out/'tokenizer_time.json').exists() else {}
 
     def judged(self, tokenizer):
         "How well held-out pictures survive, and how alive the codebook is."
@@ -148,7 +156,7 @@ class Arm:
         self.open()
         start, about = time.monotonic(), dict(data=self.data, arm=self.name, seed=self.seed, device=lab_device().type)
         tokenizer = None if self.name in REFERENCES else self.tokenizer()
-        if tokenizer is not None: about |= dict(tokenizer_steps=self.tokenizer_steps(), **self.judged(tokenizer))
+        if tokenizer is not None: about |= dict(tokenizer_steps=self.tokenizer_steps(), **self.time_taken(), **self.judged(tokenizer))
         learn = self.learner(tokenizer)
         if self.name == 'untrained': trunk = learn.trunk
         else:
@@ -249,7 +257,18 @@ def gather():
     runs = sorted({(data, seed) for data, _, seed in rows})
     names = lambda run: ' '.join(name for name in (*REFERENCES, *KINDS) if (run[0], name, run[1]) in rows)
     (kept/'command.txt').write_text(''.join(f'python data_samples/make_tokenizers.py --data {run[0]} --seeds {run[1]} --kinds {names(run)}\n' for run in runs))
+    gallery()
     print(table(list(rows.values())))
+
+
+def gallery(kinds=('vq', 'gumbel', 'fsq', 'lfq', 'vqkd', 'dvae'), shown=(3, 77, 150, 203, 262, 318)):
+    "The same held-out emoji in all languages, seed 0, as one picture; nothing where their tokenizers are not there."
+    homes = {kind: WORK/f'emoji/{kind}_0/tokenizer' for kind in kinds}
+    if not all(home.exists() for home in homes.values()): return
+    pictures = split_source('emoji')[1].images(32)[list(shown)]
+    tokenizers = {kind: read_tokenizer(home) for kind, home in homes.items()}
+    painted = [list(tokenizer.decode(tokenizer.encode(pictures)).detach()) for tokenizer in tokenizers.values()]
+    save_figure(show_grid([list(pictures), *painted], names=['truth', *kinds], cell=0.95), HERE/'runs/tokenizers/emoji.png')
 
 
 def table(rows):
