@@ -100,7 +100,7 @@ def gather():
     "Everything that is there, in one file."
     rows = [row for file in sorted(WORK.glob('seed_*.json')) for row in read_json(file)['rows']]
     write_json(HERE/'runs/vqkd/metrics.json', dict(steps=STEPS, pictures=COUNT*9//10, held_out=COUNT//10, codebook_size=512, rows=rows))
-    (HERE/'runs/vqkd/command.txt').write_text('python data_samples/make_vqkd.py\n')
+    (HERE/'runs/vqkd/command.txt').write_text(f'python data_samples/make_vqkd.py --steps {STEPS} --seeds {" ".join(str(seed) for seed in sorted({row["seed"] for row in rows}))}\n')
 
 
 def main():

@@ -7,7 +7,7 @@ __all__ = ['VQKDS', 'VQKDConfig', 'vqkd_config', 'VQKD', 'distill_loss', 'Distil
            'distill_learner', 'train_vqkd', 'distill_report', 'Painter', 'PaintedBatches', 'paint_loss',
            'painter_learner', 'train_painter']
 
-# %% ../../nbs/02_codebook/08_distill.ipynb #96b437ae
+# %% ../../nbs/02_codebook/08_distill.ipynb #c2de8069
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from torch import nn
 
-from .autoencode import Decoder, StepBatches, TellProgress, VQVAE, VQVAEConfig, check_images, check_shape
+from .autoencode import Decoder, StepBatches, TellProgress, VQVAE, VQVAEConfig, check_images, check_shape, check_tokens
 from .cache import cache_tokens, content_key
 from .quantize import EMACodebook, nearest_codes
 from .teachers import Teacher
@@ -111,7 +111,7 @@ def _painter_config(c:VQKDConfig)->VQVAEConfig:
     return VQVAEConfig(patch_size=c.patch_size, channels=c.channels, width=c.painter_width, encoder_depth=0, decoder_depth=c.painter_depth,
                        codebook_size=c.codebook_size, code_dim=c.code_dim)
 
-# %% ../../nbs/02_codebook/08_distill.ipynb #93d81d66
+# %% ../../nbs/02_codebook/08_distill.ipynb #60996fcc
 @patch
 @torch.no_grad()
 def encode(self:VQKD,
@@ -132,8 +132,7 @@ def decode(self:VQKD,
 )->torch.Tensor:         # (B, C, H, W) in [0, 1]
     "Tokens to pictures, once there is a decoder to pixels."
     if self.painter is None: raise ConfigError('the words of this VQ-KD were learnt from a teacher and have no pixels yet: train a decoder with train_painter(tokenizer, images), or beit-lab tokenizer --kind vqkd --words FOLDER')
-    if len(tokens) and not 0 <= tokens.min() <= tokens.max() < self.codebook_size:
-        raise ConfigError(f'tokens lie in [{tokens.min()}, {tokens.max()}], but the codebook has {self.codebook_size} codes')
+    check_tokens(tokens, self.codebook_size)
     return (self.painter(self.codebook[tokens.long()])/2 + 0.5).clamp(0, 1)
 
 # %% ../../nbs/02_codebook/08_distill.ipynb #3199a906

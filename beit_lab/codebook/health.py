@@ -7,7 +7,7 @@ __all__ = ['code_counts', 'codebook_usage', 'code_entropy', 'code_perplexity', '
            'held_out_tokens', 'usage_by_process', 'CodebookStats', 'plot_health', 'plot_frequencies', 'position_counts',
            'position_bits']
 
-# %% ../../nbs/02_codebook/04_health.ipynb #6e7c6447
+# %% ../../nbs/02_codebook/04_health.ipynb #2fa4fd8b
 import math
 from itertools import cycle
 
@@ -17,17 +17,17 @@ import torch.distributed as dist
 from einops import rearrange
 from fastai.callback.core import Callback
 
+from .autoencode import check_tokens
 from ..core import CLASS_COLOURS, GUESS, INK, lab_style, ConfigError
 
-# %% ../../nbs/02_codebook/04_health.ipynb #df682572
+# %% ../../nbs/02_codebook/04_health.ipynb #63e97508
 def code_counts(
     tokens:torch.Tensor, # any shape, whole numbers
     codebook_size:int,   # K
 )->torch.Tensor:         # (K,) long
     "How often each code occurs."
     flat = tokens.detach().flatten().long()
-    if len(flat) and not 0 <= flat.min() <= flat.max() < codebook_size:
-        raise ConfigError(f'tokens lie in [{flat.min()}, {flat.max()}], but the codebook has {codebook_size} codes')
+    check_tokens(flat, codebook_size)
     return torch.bincount(flat, minlength=codebook_size)
 
 # %% ../../nbs/02_codebook/04_health.ipynb #3bb642ec
