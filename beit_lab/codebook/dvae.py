@@ -7,7 +7,7 @@ __all__ = ['EDGE', 'DVAES', 'gumbel_mixture', 'squeeze_pixels', 'stretch_pixels'
            'BottleneckBlock', 'DVAEEncoder', 'DVAEDecoder', 'DVAE', 'DVAESchedule', 'lab_schedule', 'SoftDVAE',
            'dvae_loss', 'Anneal', 'dvae_learner', 'train_dvae']
 
-# %% ../../nbs/02_codebook/06_dvae.ipynb #f2afdafa
+# %% ../../nbs/02_codebook/06_dvae.ipynb #b839edb0
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from torch import nn
 
-from .autoencode import StepBatches, TellProgress, VQVAE, check_images, check_shape
+from .autoencode import StepBatches, TellProgress, VQVAE, check_images, check_shape, check_tokens
 from .quantize import Quantized, kmeans
 from ..core import ConfigError, Saved, as_floats, generator, lab_device
 from ..training import TrainConfig, piece_within, step_loaders, train, watched_learner
@@ -164,7 +164,7 @@ class DVAE(Saved):
         "Pictures (B, C, H, W) to scores of all words (B, K, h, w)."
         return self.encoder(squeeze_pixels(as_floats(images)))
 
-# %% ../../nbs/02_codebook/06_dvae.ipynb #ae914439
+# %% ../../nbs/02_codebook/06_dvae.ipynb #e9f6eced
 @patch
 @torch.no_grad()
 def encode(self:DVAE,
@@ -182,8 +182,7 @@ def decode(self:DVAE,
 )->torch.Tensor:         # (B, C, H, W) in [0, 1]
     "Tokens to pictures: where the decoder puts each value, without its doubts."
     if self.decoder is None: raise ConfigError('this dVAE was opened without its decoder, so it cannot draw: open the decoder file with it')
-    if len(tokens) and not 0 <= tokens.min() <= tokens.max() < self.codebook_size:
-        raise ConfigError(f'tokens lie in [{tokens.min()}, {tokens.max()}], but the codebook has {self.codebook_size} codes')
+    check_tokens(tokens, self.codebook_size)
     vectors = rearrange(self.codebook[tokens.long()], 'b h w d -> b d h w') + rearrange(self.decoder.first.bias, 'd -> d 1 1')
     return stretch_pixels(self.decoder(vectors).chunk(2, dim=1)[0].float().sigmoid())
 
