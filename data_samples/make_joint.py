@@ -2,20 +2,23 @@
 
     python data_samples/make_joint.py                     # everything, on the CUDA device if there is one (on one core about fifteen minutes for a seed and a data set)
     python data_samples/make_joint.py --device cpu --seeds 0 --arms apart settle
+    python data_samples/make_joint.py --plan              # what a step of each stage costs, on this machine
     python data_samples/make_joint.py --dry-run           # the smallest of everything, in a temporary folder, to see that it runs
     python data_samples/make_joint.py --gather            # only collect what is there
 
-All arms take the same number of steps of the tokenizer and of the trunk, on the same batches of 64 pictures: 'apart' trains the tokenizer for WORDS steps and
-then the trunk for READER steps on its finished tokens; 'settle' does READER steps of both and lets the words rest after WORDS of them. 'moving' never lets
-them rest and has as many fewer steps as its painting costs, measured here; 'pulled' is 'settle' with predictions that shape the words.
-An interrupted study continues where it stopped. Only figures are kept.
+The arms cost about the same; COST says how --plan measured it. 'apart' trains the tokenizer for WORDS steps of 64 pictures and then the trunk for READER steps on its finished tokens;
+'settle' does TOGETHER steps of both and lets the words rest after WORDS of them. 'moving' never lets them rest and has as many fewer steps as its painting costs;
+'pulled' is 'settle' with predictions that shape the words. Apart, the tokenizer has its own recipe (learning rate 3e-3, no weight decay, a cosine to the end of its own steps);
+together there is one optimiser, the trunk's (2e-3, weight decay 0.05, one cosine for all). An interrupted study continues where it stopped. Only figures are kept.
 """
 import argparse, os, tempfile, time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-WORDS, READER, BATCH, MOVING = 500, 1000, 64, 700                 # 'moving': from the measured cost of a step, see `steps`
-ARMS = dict(apart={}, settle=dict(settle=WORDS/READER), moving=dict(settle=1.), pulled=dict(settle=WORDS/READER, pull=0.1), pulled_hard=dict(settle=WORDS/READER, pull=1.))
+WORDS, READER, BATCH = 500, 1000, 64
+COST = dict(words=1., reader=2.4, together=3.51, resting=2.66)    # of a step, in steps of the tokenizer: medians of --plan on one core
+TOGETHER, MOVING = 940, 830                                       # as many steps as cost the same, see `cost`
+ARMS = dict(apart={}, settle=dict(settle=WORDS/TOGETHER), moving=dict(settle=1.), pulled=dict(settle=WORDS/TOGETHER, pull=0.1), pulled_hard=dict(settle=WORDS/TOGETHER, pull=1.))
 
 
 def options():
@@ -25,6 +28,7 @@ def options():
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
     parser.add_argument('--device', choices=('cpu', 'cuda'), help='default: cuda if there is one')
     parser.add_argument('--dry-run', action='store_true', help='tiny, in a temporary folder')
+    parser.add_argument('--plan', action='store_true', help='measure what a step of each stage costs')
     parser.add_argument('--gather', action='store_true', help='only collect what is there')
     return parser.parse_args()
 
@@ -33,13 +37,14 @@ GIVEN = options()
 if GIVEN.device == 'cpu': os.environ['CUDA_VISIBLE_DEVICES'] = ''   # before PyTorch looks
 import torch
 
-from beit_lab.codebook.autoencode import reconstruction_report, tokenizer_config, train_tokenizer
+from make_tokenizers import on_device, pace                        # beside this file
+from beit_lab.codebook.autoencode import reconstruction_report, tokenizer_config, tokenizer_learner, train_tokenizer
 from beit_lab.codebook.cache import cache_tokens
 from beit_lab.core import lab_device, read_json, write_json
 from beit_lab.main_job import Job, piece_of
 from beit_lab.heads.classify import probe_arms
 from beit_lab.heads.probes import trunk_features
-from beit_lab.pretrain.joint import JointConfig, train_joint
+from beit_lab.pretrain.joint import JointConfig, joint_learner, train_joint
 from beit_lab.pretrain.learner import HeldOut, evaluate, mim_learner, tokenize
 from beit_lab.pretrain.objectives import Guesses, MaskedImageModel, MIMConfig, score_guesses
 from beit_lab.training import TrainConfig, train
@@ -47,7 +52,7 @@ from beit_lab.trunk.sizes import trunk_config
 
 if GIVEN.device == 'cuda' and not torch.cuda.is_available(): raise SystemExit('make_joint: there is no CUDA device: leave --device out')
 WORK = Path(tempfile.mkdtemp()) if GIVEN.dry_run else Path(os.environ.get('BEIT_LAB_WORK', HERE.parent/'runs/made'))/'joint'
-if GIVEN.dry_run: WORDS, READER, BATCH, MOVING = 20, 40, 8, 30
+if GIVEN.dry_run: WORDS, READER, BATCH, TOGETHER, MOVING = 20, 40, 8, 40, 30
 
 
 class Arm:
@@ -66,16 +71,18 @@ class Arm:
     def apart(self):
         "First the language, then its reading."
         words = train_tokenizer(self.pictures, self.words, WORDS, self.seed, checkpoint=self.out/'words', batch_size=BATCH)
-        cache = cache_tokens(words, self.pictures)
+        return words, train(self.reading(words), self.out/'reader')
+
+    def reading(self, words):
+        "A Learner that reads finished words."
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             reader = MaskedImageModel(self.task).to(lab_device())
-        learn = train(mim_learner(reader, self.pictures, self.held_out, words, cache, config=self.plan(READER)), self.out/'reader')
-        return words, learn
+        return mim_learner(reader, self.pictures, self.held_out, words, cache_tokens(words, self.pictures), config=self.plan(READER))
 
     def together(self):
         "Both in one run."
-        steps = MOVING if self.name == 'moving' else READER
+        steps = MOVING if self.name == 'moving' else TOGETHER
         learn = train_joint(self.pictures, self.held_out, JointConfig(self.words, self.task, **ARMS[self.name]), self.plan(steps), self.out/'state')
         return learn.model.words.finished(), learn
 
@@ -106,16 +113,36 @@ class Arm:
         return dict(probe=found['probe'], probe_error=found['probe_error'], knn=found['knn'], metric=metric)
 
 
+def plan():
+    "What a step of each stage costs beside one of the tokenizer: interleaved, medians."
+    arm = Arm(GIVEN.data[0], 'settle', 0)
+    words = tokenizer_learner(arm.pictures, arm.words, WORDS, batch_size=BATCH)
+    joint = lambda: on_device(joint_learner(arm.pictures, arm.held_out, JointConfig(arm.words, arm.task), arm.plan(TOGETHER)))
+    learners = dict(words=on_device(words), reader=on_device(arm.reading(words.model.finished())), together=joint(), resting=joint())
+    for learn in learners.values(): learn.model.train()
+    learners['resting'].model.settled = True
+    return pace(learners, rounds=15)
+
+
+def cost(name):
+    "Of an arm, in steps of the tokenizer; tokenizing once and judging are left out."
+    if name == 'apart': return WORDS*COST['words'] + READER*COST['reader']
+    return MOVING*COST['together'] if name == 'moving' else WORDS*COST['together'] + (TOGETHER - WORDS)*COST['resting']
+
+
 def gather():
     "Everything that is there, in one file; what was gathered before and is not here stays."
     kept = HERE/'runs/joint'
     before = read_json(kept/'metrics.json')['rows'] if (kept/'metrics.json').exists() else []
     rows = {(row['data'], row['arm'], row['seed']): row for row in [*before, *(read_json(file) for file in sorted(WORK.glob('*/*/found.json')))]}
-    write_json(kept/'metrics.json', dict(words_steps=WORDS, reader_steps=READER, moving_steps=MOVING, batch_size=BATCH, arms=ARMS, rows=[rows[key] for key in sorted(rows)]))
-    (kept/'command.txt').write_text('python data_samples/make_joint.py\n')
+    write_json(kept/'metrics.json', dict(words_steps=WORDS, reader_steps=READER, together_steps=TOGETHER, moving_steps=MOVING, batch_size=BATCH, arms=ARMS, cost_of_a_step=COST, cost={name: round(cost(name)) for name in ARMS}, rows=[rows[key] for key in sorted(rows)]))
+    runs = sorted({(data, seed) for data, _, seed in rows})
+    names = lambda run: ' '.join(name for name in ARMS if (run[0], name, run[1]) in rows)
+    (kept/'command.txt').write_text(''.join(f'python data_samples/make_joint.py --data {run[0]} --seeds {run[1]} --arms {names(run)}\n' for run in runs))
 
 
 def main():
+    if GIVEN.plan: return print(plan())
     for seed in [] if GIVEN.gather else GIVEN.seeds[:1] if GIVEN.dry_run else GIVEN.seeds:
         for data in GIVEN.data[:1] if GIVEN.dry_run else GIVEN.data:
             for name in GIVEN.arms: Arm(data, name, seed).run()

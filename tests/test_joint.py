@@ -1,4 +1,6 @@
 "Codebook and trunk in one run: what reaches what, when the words rest, judging, resuming."
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -55,6 +57,18 @@ def test_pull_makes_words_more_expected(images):
     with torch.no_grad():
         for p in model.words.encoder.parameters(): p -= 0.02*p.grad/norm
     assert step(model.eval(), images)[0].pulled.item() < before
+
+
+def test_soft_words_of_directions():
+    "With codes on a sphere the length of a vector means nothing."
+    torch.manual_seed(0)
+    words = tokenizer_config('nano', metric='cosine')
+    model = JointModel(JointConfig(words, config().task, pull=1.))
+    z, places = torch.randn(2, 8, 8, words.code_dim), torch.arange(64).expand(2, 64)
+    assert torch.allclose(model._soft_words(3*z, places), model._soft_words(z, places), atol=1e-6)
+
+
+def test_the_seed_reaches_the_codebook(images): assert joint_learner(images, images[:8], config(), replace(PLAN, seed=5)).model.words.quantizer.seed == 5
 
 
 def test_settled_words_rest(images):

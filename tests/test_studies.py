@@ -96,3 +96,59 @@ def test_every_language_teaches():
     rows = {(row['data'], row['arm'], row['seed']): row for row in TOKENIZERS['rows']}
     for (data, arm, seed), row in rows.items():
         if arm != 'untrained': assert row['knn']['trained'] > rows[data, 'untrained', seed]['knn']['trained']
+
+
+SIX = ('vq', 'gumbel', 'fsq', 'lfq', 'dvae', 'vqkd')
+
+
+def arms_of(data, seed): return {row['arm']: row for row in TOKENIZERS['rows'] if (row['data'], row['seed']) == (data, seed)}
+
+
+@pytest.mark.parametrize('seed', range(3))
+@pytest.mark.parametrize('data, ahead', [('emoji', 0.03), ('cifar10', 0.055)])
+def test_what_lesson_08_says_of_all(data, ahead, seed):
+    "All languages teach; the best painter no better than the worst; two of them say where they are."
+    rows = arms_of(data, seed)
+    assert set(rows) == {*SIX, 'pixels', 'untrained'} and min(rows[arm]['probe']['trained'] for arm in SIX) > rows['untrained']['probe']['trained'] + ahead
+    assert rows['vq']['psnr_db'] > rows['dvae']['psnr_db'] + 5 and abs(rows['vq']['probe']['trained'] - rows['dvae']['probe']['trained']) < 0.03
+    assert rows['dvae']['psnr_db'] < rows['dvae']['patch_mean_psnr_db'] and min(rows[arm]['position_bits'] for arm in ('dvae', 'lfq')) > 1.3
+    if data == 'cifar10': assert max(rows[arm]['position_bits'] for arm in SIX if arm not in ('dvae', 'lfq')) < 0.2
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_a_teacher_of_emoji_hands_on_a_little_of_emoji(seed):
+    rows = arms_of('emoji', seed)
+    assert all(rows['vqkd'][key] > rows['vq'][key] for key in ('few_5', 'few_20')) and rows['vqkd']['knn']['trained'] > rows['vq']['knn']['trained']
+
+
+@pytest.mark.parametrize('data', ['emoji', 'cifar10'])
+@pytest.mark.parametrize('key', ['probe', 'knn', 'few_5', 'few_20'])
+def test_pixels_are_behind_tokens_in_every_mean(data, key):
+    score = lambda arm: sum(row[key]['trained'] if isinstance(row[key], dict) else row[key] for row in (arms_of(data, seed)[arm] for seed in range(3)))
+    assert score('pixels') < score('vq')
+
+
+def test_a_dvae_learns_to_paint_if_it_has_time():
+    rows = read_json(samples('runs/dvae/metrics.json'))['rows']
+    assert rows[0]['psnr_db'] < rows[0]['patch_mean_psnr_db'] < rows[-1]['psnr_db'] - 1 and rows[-1]['usage'] > 0.9
+
+
+JOINT = read_json(samples('runs/joint/metrics.json'))
+
+
+def test_joint_and_apart_cost_the_same():
+    costs = [JOINT['cost'][arm] for arm in ('apart', 'settle', 'moving')]
+    assert max(costs) < 1.02*min(costs) and {(row['arm'], row['seed']) for row in JOINT['rows'] if row['data'] == 'emoji'} >= {(arm, seed) for arm in ('apart', 'settle', 'moving') for seed in range(3)}
+
+
+def test_together_neither_pays_nor_costs():
+    rows = {(row['arm'], row['seed']): row for row in JOINT['rows'] if row['data'] == 'emoji'}
+    for seed in range(3):
+        apart, settle, moving = (rows[arm, seed] for arm in ('apart', 'settle', 'moving'))
+        assert abs(settle['painting']['psnr_db'] - apart['painting']['psnr_db']) < 0.1 and moving['painting']['psnr_db'] > apart['painting']['psnr_db']
+        assert abs(settle['explained'] - apart['explained']) < 0.02 and moving['explained'] < apart['explained'] and abs(settle['probe']['trained'] - apart['probe']['trained']) < 0.04
+
+
+@pytest.mark.parametrize('row', read_json(samples('runs/codebook_speed.json'))['rows'], ids=lambda row: row['name'])
+def test_lookup_and_update_of_a_large_codebook(row):
+    assert row['times_faster'] >= 2.5 and row['memory_ratio'] <= 0.1 and row['largest_kept_for_backward']*100 < row['vectors_times_codes']

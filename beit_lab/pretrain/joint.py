@@ -6,9 +6,9 @@
 __all__ = ['JointConfig', 'Joint', 'JointModel', 'joint_loss', 'prediction_nats', 'prediction_accuracy', 'painting_db',
            'JointSteps', 'JointHeldOut', 'Settle', 'joint_learner', 'train_joint']
 
-# %% ../../nbs/05_pretrain/09_joint.ipynb #642d698f
+# %% ../../nbs/05_pretrain/09_joint.ipynb #7414bed4
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -75,7 +75,7 @@ class JointModel(Saved):
         pulled = self._pulled(z, logits, mask) if self.config.pull and painted is not None else pixels.new_zeros(())
         return Joint(painted, quantized, logits, mask, pulled)
 
-# %% ../../nbs/05_pretrain/09_joint.ipynb #54cfdc07
+# %% ../../nbs/05_pretrain/09_joint.ipynb #ab9ce1e5
 @patch
 def _pulled(self:JointModel, z:torch.Tensor, logits:torch.Tensor, mask:torch.Tensor)->torch.Tensor:
     "How surprising the soft words of the hidden patches are to the trunk, in nats."
@@ -87,6 +87,7 @@ def _pulled(self:JointModel, z:torch.Tensor, logits:torch.Tensor, mask:torch.Ten
 def _soft_words(self:JointModel, z:torch.Tensor, places:torch.Tensor)->torch.Tensor: # (B, M, K)
     "How near each word lies to the vectors of some places, as shares; in full precision, for small distances are differences of large numbers."
     hidden = rearrange(z, 'b h w d -> b (h w) d').gather(1, places[..., None].expand(-1, -1, z.shape[-1]))     # (B, M, D)
+    if self.config.tokenizer.metric == 'cosine': hidden = F.normalize(hidden, dim=-1)                                   # codes have length 1
     codes = self.words.codebook
     distance = hidden.square().sum(-1, keepdim=True) - 2*hidden @ codes.T + codes.square().sum(1)                     # (B, M, K), squared; cdist has no gradient at 0
     return (-distance/distance.detach().min(-1).values.mean().clamp(min=1e-3)).softmax(-1)
@@ -160,7 +161,7 @@ class Settle(Callback):
         self.learn.model.settled = bool(self.training and step >= self.last)
         if self.training: self.learn.model.words.quantizer.tend(min(1., step/self.last))
 
-# %% ../../nbs/05_pretrain/09_joint.ipynb #76d73bae
+# %% ../../nbs/05_pretrain/09_joint.ipynb #1870da19
 def joint_learner(
     images:torch.Tensor,              # (N, C, S, S) uint8 to learn from
     held_out:torch.Tensor,            # (V, C, S, S) uint8 to be judged on
@@ -176,7 +177,7 @@ def joint_learner(
     if images.dtype != torch.uint8 or tuple(images.shape[-2:]) != (size, size): raise ConfigError(f'the trunk expects uint8 pictures of {size} pixels, these are {images.dtype} of {tuple(images.shape[-2:])}: resize them')
     with torch.random.fork_rng():
         torch.manual_seed(plan.seed)
-        model = JointModel(config).to(lab_device())
+        model = JointModel(replace(config, tokenizer=replace(config.tokenizer, seed=plan.seed))).to(lab_device())
     steps = JointSteps(images, config.task, batch_size=plan.batch_size, seed=plan.seed, device=lab_device())
     judged = JointHeldOut(held_out, config.task, plan.batch_size, plan.seed, lab_device())
     few = images[torch.randperm(len(images), generator=generator(plan.seed, 'start'))[:start_images]]
