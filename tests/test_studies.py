@@ -69,9 +69,9 @@ def test_every_kind_was_learnt_on_every_set(): assert set(KINDS) == {(data, kind
 
 
 @pytest.mark.parametrize('kind', ['vq', 'fsq', 'lfq'])
-def test_codes_live_on_photographs(kind):
+def test_codes_live(kind):
     "On held-out pictures, with the codebook frozen."
-    assert KINDS['flickr8k', kind]['codebook_usage'] >= 0.9 and KINDS['flickr8k', kind]['perplexity_share'] >= 0.3
+    assert min(KINDS[data, kind]['codebook_usage'] for data in ('flickr8k', 'emoji', 'scenes')) >= 0.9 and KINDS['flickr8k', kind]['perplexity_share'] >= 0.3
 
 
 @pytest.mark.parametrize('kind', ['vq', 'fsq', 'lfq', 'gumbel'])
