@@ -129,9 +129,12 @@ def _vqkd_stage(job, teacher):
 
 def _painter_stage(job, words):
     "The same for the painter alone, of words that are finished."
+    from .codebook.cache import cache_tokens
     from .codebook.distill import painter_learner, train_painter
-    paint = lambda steps, progress: train_painter(words, job.pictures, steps, seed=job.seed, progress=progress, checkpoint=job.out/'tokenizer_state')
-    return (lambda steps: painter_learner(words, job.pictures, steps, seed=job.seed)), paint
+    from .training import Progress
+    given = dict(seed=job.seed, cache=cache_tokens(words, job.pictures, batch_size=32, progress=Progress('tokens')))      # once, and told: a released tokenizer takes minutes
+    paint = lambda steps, progress: train_painter(words, job.pictures, steps, progress=progress, checkpoint=job.out/'tokenizer_state', **given)
+    return (lambda steps: painter_learner(words, job.pictures, steps, **given)), paint
 
 
 KINDS = {kind: _codebook_job for kind in ('vq', 'gumbel', 'fsq', 'lfq')} | dict(dvae=_whole_job, vqkd=_whole_job) # what --kind may be: function(kind, data, out, seed, minutes, force, **choices); other tokenizers join here

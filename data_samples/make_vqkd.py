@@ -1,6 +1,6 @@
 """Make data_samples/runs/vqkd/ : what a teacher's knowledge does to the words of VQ-KD, over seeds.
 
-    python data_samples/make_vqkd.py                 # everything, on the CUDA device if there is one
+    python data_samples/make_vqkd.py                 # everything, on the CUDA device if there is one; without one it takes many hours (not a language of 300 steps in seven minutes of one core)
     python data_samples/make_vqkd.py --device cpu --seeds 0 --steps 300
     python data_samples/make_vqkd.py --dry-run       # a few steps of each, to see that it runs
 

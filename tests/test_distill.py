@@ -209,3 +209,12 @@ def test_the_painter_draws_the_same_words(tokenizer, images, tmp_path):
         model.save_pretrained(tmp_path/'w')
         again = VQKD.from_pretrained(tmp_path/'w')
         assert again.config == model.config and torch.equal(again.encode(images), tokenizer.encode(images))
+
+
+def test_a_painter_takes_tokens_that_are_there(tokenizer, images):
+    from beit_lab.codebook.cache import cache_tokens
+    some, others = images[:24], images[24:48]
+    paint = lambda cache: train_painter(tokenizer, some, steps=4, width=16, batch_size=8, cache=cache).state_dict()
+    ours, computed = paint(cache_tokens(tokenizer, some)), paint(None)
+    assert all(torch.equal(value, computed[name]) for name, value in ours.items())
+    with pytest.raises(ConfigError, match='of other pictures'): paint(cache_tokens(tokenizer, others))

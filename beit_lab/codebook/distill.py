@@ -7,7 +7,7 @@ __all__ = ['VQKDS', 'VQKDConfig', 'vqkd_config', 'VQKD', 'distill_loss', 'Distil
            'distill_learner', 'train_vqkd', 'distill_report', 'Painter', 'PaintedBatches', 'paint_loss',
            'painter_learner', 'train_painter']
 
-# %% ../../nbs/02_codebook/08_distill.ipynb #c2de8069
+# %% ../../nbs/02_codebook/08_distill.ipynb #f075ddaa
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from .autoencode import Decoder, StepBatches, TellProgress, VQVAE, VQVAEConfig, check_images, check_shape, check_tokens
-from .cache import cache_tokens, content_key
+from .cache import TokenCache, cache_tokens, content_key
 from .quantize import EMACodebook, nearest_codes
 from .teachers import Teacher
 from ..core import ConfigError, Saved, as_floats, generator, lab_device
@@ -286,7 +286,7 @@ def paint_loss(
     "Mean squared error on the scale [-1, 1]."
     return F.mse_loss(painted.float(), as_floats(images)*2 - 1)
 
-# %% ../../nbs/02_codebook/08_distill.ipynb #73fe9015
+# %% ../../nbs/02_codebook/08_distill.ipynb #18922d2f
 def painter_learner(
     tokenizer:VQKD,           # trained, or released; it is not changed
     images:torch.Tensor,      # (N, C, H, W) uint8
@@ -296,15 +296,17 @@ def painter_learner(
     batch_size:int=64,        # pictures in a batch
     lr:float=3e-3,            # highest, after 5 % of warm-up; then a cosine to a hundredth; all ours, as in `03_autoencode`
     progress=None,            # called as `progress(step, steps, values)`
+    cache:TokenCache=None,    # tokens of the pictures; default: they are computed, which takes time for a large tokenizer
 )->Learner:                   # for `beit_lab.training.train`
     "A Learner of a decoder from the words of a finished VQ-KD to pixels."
     config, device, piece = replace(tokenizer.config, painter_width=width), tokenizer.codebook.device, piece_within(steps)
     check_images(images, config.patch_size, config.channels)
+    if cache and cache.key != content_key(tokenizer, images): raise ConfigError('the cached tokens are of another tokenizer or of other pictures: leave cache out, and they are computed')
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Painter(tokenizer.codebook, _painter_config(config)).to(device)
     plan = TrainConfig(steps=steps, batch_size=batch_size, lr=lr, final_lr=lr/100, warmup_steps=max(1, steps//20), weight_decay=0., betas=(0.9, 0.99), piece=piece, seed=seed)
-    batches = PaintedBatches(images, cache_tokens(tokenizer, images), steps, batch_size, seed)
+    batches = PaintedBatches(images, cache or cache_tokens(tokenizer, images), steps, batch_size, seed)
     model.start_linear(batches.cache.tokens[:500, 0], images[:500], config.patch_size)             # a linear map is known from 500
     learn = watched_learner(step_loaders(batches, [], piece, device), model, plan, progress, loss_func=paint_loss)
     learn.recorder.valid_metrics = False
@@ -316,7 +318,7 @@ def train_painter(
     steps:int=300,            # how many batches
     width:int=64,             # channels of the painter
     checkpoint:str|Path=None, # a folder for the state, to continue an interrupted run
-    **kwargs,                 # `seed`, `batch_size`, `lr`, `progress` of `painter_learner`
+    **kwargs,                 # `seed`, `batch_size`, `lr`, `progress`, `cache` of `painter_learner`
 )->VQKD:                      # a copy with the same words, which can draw them
     "Train a decoder from the words of a finished VQ-KD to pixels."
     learn, config = painter_learner(tokenizer, images, steps, width, **kwargs), replace(tokenizer.config, painter_width=width)
